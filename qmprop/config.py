@@ -1,0 +1,162 @@
+"""Frozen settings of the network and of a training run; to and from TOML, with validation."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from qmprop.errors import ConfigError
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name} = {value!r} is not allowed", f"It must be {allowed}.")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """Shape of the network.
+
+    Attributes:
+        node_width: Features per atom.
+        message_width: Features per directed edge.
+        layers: Number of message-passing layers.
+        cutoff: Radius of the neighbor graph in Å.
+        radial: Number of Gaussian distance features.
+        vectors: Equivariant vectors per atom.
+        invariants: Scalar products of those vectors that each layer reads.
+        flows: Channels of the charge flow between neighbors.
+        heads: Attention heads of the orbital-energy readout.
+    """
+
+    node_width: int = 256
+    message_width: int = 64
+    layers: int = 5
+    cutoff: float = 5.0
+    radial: int = 24
+    vectors: int = 8
+    invariants: int = 16
+    flows: int = 16
+    heads: int = 8
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if item.name == "cutoff":
+                _require(isinstance(value, int | float) and 1.0 <= value <= 50.0, "cutoff", value, "1 to 50 Å")
+                object.__setattr__(self, "cutoff", float(value))
+            else:
+                _require(_is_int(value) and 1 <= value <= 4096, item.name, value, "a whole number from 1 to 4096")
+        _require(self.node_width % self.heads == 0, "heads", self.heads, f"a divisor of node_width {self.node_width}")
+        _require(self.radial >= 2, "radial", self.radial, "2 or more")
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        epochs: Passes over the training molecules; the learning rate reaches zero at the end of the last.
+        batch_size: Molecules per step.
+        lr: Largest learning rate, reached after the warm-up.
+        warmup_steps: Steps of linear warm-up (at most a twentieth of the run).
+        weight_decay: Decoupled weight decay of AdamW.
+        clip: Largest gradient norm.
+        ema_decay: Decay per step of the averaged weights that are validated and shipped.
+        precision: "bf16" (matrix products in bfloat16, everything else in float32) or "fp32".
+        energy_weight: Weight of U0 in the loss; every other term has weight 1.
+        seed: Of the initial weights and of the order of the molecules.
+        limit: Train on this many molecules only; None means all.
+        model: Shape of the network.
+    """
+
+    epochs: int = 40
+    batch_size: int = 64
+    lr: float = 1e-3
+    warmup_steps: int = 1000
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    ema_decay: float = 0.999
+    precision: str = "bf16"
+    energy_weight: float = 4.0
+    seed: int = 0
+    limit: int | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("epochs", 1), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0)):
+            value = getattr(self, name)
+            _require(_is_int(value) and value >= lowest, name, value, f"a whole number, {lowest} or more")
+        for name in ("lr", "weight_decay", "clip", "energy_weight"):
+            value = getattr(self, name)
+            positive = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+            _require(positive and (value > 0 or name == "weight_decay"), name, value, "a positive number")
+            object.__setattr__(self, name, float(value))
+        _require(0.0 <= self.ema_decay < 1.0, "ema_decay", self.ema_decay, "at least 0 and below 1")
+        _require(self.precision in ("bf16", "fp32"), "precision", self.precision, "'bf16' or 'fp32'")
+        if self.limit is not None:
+            _require(_is_int(self.limit) and self.limit >= 2, "limit", self.limit, "a whole number, 2 or more")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values; a limit of None is left out."""
+        data = dataclasses.asdict(self)
+        return {key: value for key, value in data.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Build from plain values.
+
+        Raises:
+            ConfigError: A name is unknown or a value is not allowed.
+        """
+        values = dict(data)
+        model = values.pop("model", {})
+        if not isinstance(model, Mapping):
+            raise ConfigError("[model] is not a table", "Write [model] on a line of its own.")
+        _check_names(cls, values, "")
+        _check_names(ModelConfig, model, "model.")
+        try:
+            return cls(**values, model=ModelConfig(**model))
+        except TypeError as error:
+            raise ConfigError(f"a configuration value has the wrong type: {error}") from error
+
+    def to_toml(self) -> str:
+        """Return the settings as TOML text."""
+        values = self.to_dict()
+        model = values.pop("model")
+        lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
+        lines += ["", "[model]"] + [f"{key} = {_toml(value)}" for key, value in model.items()]
+        return "\n".join(lines) + "\n"
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Self:
+        """Read settings from a TOML file.
+
+        Raises:
+            ConfigError: The file cannot be read, is not TOML, or holds unknown names or values.
+        """
+        try:
+            return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _toml(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def _check_names(cls: type, values: Mapping[str, Any], prefix: str) -> None:
+    known = [item.name for item in dataclasses.fields(cls)]
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"unknown setting '{prefix}{name}'", f"Known settings: {', '.join(known)}.")

@@ -1,0 +1,130 @@
+"""A molecule as the network sees it, and the checks that decide whether it may be predicted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmprop.records import Message
+from qmprop.targets import ELEMENTS
+
+#: Two nuclei closer than this (Å) are a damaged file, not a molecule.
+MIN_DISTANCE: Final = 0.3
+#: Heavy atoms of the largest molecules in QM9.
+MAX_HEAVY_ATOMS: Final = 9
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Molecule:
+    """Nuclei in space.
+
+    Attributes:
+        numbers: Atomic numbers, int64 [n].
+        positions: Positions in Å, float64 [n, 3].
+        name: The record's own name, if it has one.
+        source: Where it was read from; "-" for stdin.
+        index: Position within the source, from 0.
+        charge: Net charge in units of e.
+        periodic: Whether the input declared a periodic cell.
+    """
+
+    numbers: NDArray[np.int64]
+    positions: NDArray[np.float64]
+    name: str | None = None
+    source: str = "-"
+    index: int = 0
+    charge: int = 0
+    periodic: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = np.asarray(self.numbers, dtype=np.int64)
+        positions = np.asarray(self.positions, dtype=np.float64)
+        if numbers.ndim != 1 or positions.shape != (len(numbers), 3):
+            raise ValueError(
+                f"numbers must be [n] and positions [n, 3], not {list(numbers.shape)} and {list(positions.shape)}"
+            )
+        object.__setattr__(self, "numbers", numbers)
+        object.__setattr__(self, "positions", positions)
+
+    @property
+    def formula(self) -> str:
+        """Hill formula: C, H, then the rest by symbol; all by symbol where there is no carbon."""
+        from ase.data import chemical_symbols
+
+        values, counts = np.unique(self.numbers, return_counts=True)
+        symbols = {
+            (chemical_symbols[z] if 0 <= z < len(chemical_symbols) else f"#{z}"): int(count)
+            for z, count in zip(values.tolist(), counts.tolist(), strict=True)
+        }
+        first = [symbol for symbol in ("C", "H") if "C" in symbols and symbol in symbols]
+        ordered = first + sorted(symbol for symbol in symbols if symbol not in first)
+        return "".join(symbol + (str(symbols[symbol]) if symbols[symbol] > 1 else "") for symbol in ordered)
+
+
+def find_error(molecule: Molecule) -> Message | None:
+    """Return the reason why the molecule cannot be predicted, or None if it can."""
+    numbers, positions = molecule.numbers, molecule.positions
+    if len(numbers) == 0:
+        return Message("no-atoms", "The record has no atoms.")
+    if molecule.periodic:
+        return Message("periodic", "The structure is periodic; only isolated molecules can be predicted.")
+    unsupported = sorted(set(numbers.tolist()) - set(ELEMENTS))
+    if unsupported:
+        names = ", ".join(_symbol(number) for number in unsupported)
+        return Message("unsupported-element", f"Unsupported element: {names}; only H, C, N, O and F are known.")
+    finite = np.isfinite(positions).all(axis=1)
+    if not finite.all():
+        atom = int(np.argmin(finite))
+        return Message(
+            "non-finite-coordinates", f"Atom {atom + 1} ({_symbol(int(numbers[atom]))}) has a NaN or infinite coordinate."
+        )
+    return _find_clash(molecule)
+
+
+def find_warnings(molecule: Molecule) -> tuple[Message, ...]:
+    """Return what makes a prediction for this molecule doubtful, as far as charge and size tell."""
+    messages = []
+    if molecule.charge:
+        messages.append(
+            Message("charged", f"Net charge {molecule.charge:+d}: predicted as if neutral, which is what was trained.")
+        )
+    electrons = int(molecule.numbers.sum()) - molecule.charge
+    if electrons % 2:
+        messages.append(
+            Message("odd-electrons", f"{electrons} electrons: not a closed shell. Is a hydrogen atom missing?")
+        )
+    heavy = int((molecule.numbers > 1).sum())
+    if heavy > MAX_HEAVY_ATOMS:
+        messages.append(
+            Message("too-large", f"{heavy} heavy atoms; the training molecules have at most {MAX_HEAVY_ATOMS}.")
+        )
+    return tuple(messages)
+
+
+def _find_clash(molecule: Molecule) -> Message | None:
+    if len(molecule.numbers) < 2:
+        return None
+    from scipy.spatial import cKDTree
+
+    positions = molecule.positions
+    if np.ptp(positions, axis=0).max() == 0.0:
+        return Message("no-3d-coordinates", "All atoms lie in one point; 3D coordinates are needed.")
+    distances, neighbors = cKDTree(positions).query(positions, k=2)
+    first = int(np.argmin(distances[:, 1]))
+    distance = float(distances[first, 1])
+    if distance >= MIN_DISTANCE:
+        return None
+    second = int(neighbors[first, 1]) if neighbors[first, 1] != first else int(neighbors[first, 0])
+    pair = " and ".join(f"{i + 1} ({_symbol(int(molecule.numbers[i]))})" for i in sorted((first, second)))
+    return Message(
+        "atoms-too-close", f"Atoms {pair} are {distance:.3f} Å apart, closer than {MIN_DISTANCE} Å. Are the units Å?"
+    )
+
+
+def _symbol(number: int) -> str:
+    from ase.data import chemical_symbols
+
+    return chemical_symbols[number] if 0 < number < len(chemical_symbols) else f"atomic number {number}"

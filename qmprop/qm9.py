@@ -1,0 +1,488 @@
+"""QM9 and other labelled molecules as flat arrays: parse, verify, cache and split them.
+
+QM9 comes from the CSV files of the PyPI package `qm9pack`. Parsing takes about 20 s, so it is done once and kept in a
+compact cache file: a magic line, the SHA-256 of the body, and a compressed npz body. Nothing in it is ever unpickled.
+Reading a cache file needs numpy only.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import secrets
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from itertools import islice
+from numbers import Real
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from qmprop.errors import DataError, OutputError
+from qmprop.molecule import Molecule, find_error
+from qmprop.targets import (
+    ATOM_ENERGIES_HARTREE,
+    ATOMISATION_KEYS,
+    DEFAULT_KEYS,
+    ELEMENTS,
+    HARTREE_EV,
+    RT_EV,
+    TARGETS,
+    parse_units,
+    unit_factor,
+)
+
+#: Molecules in QM9 without the 3,054 that rearranged during optimization.
+QM9_SIZE: Final = 130_831
+#: EGNN's split.
+TRAIN_SIZE: Final = 100_000
+VALID_SIZE: Final = 17_748
+#: Of the validation molecules the first ones choose epochs and settings, the last ones calibrate and choose nothing.
+CHOOSE_SIZE: Final = 7_748
+CALIBRATE_SIZE: Final = VALID_SIZE - CHOOSE_SIZE
+
+Progress = Callable[[int, int], None]
+
+_MAGIC: Final = b"qmprop-dataset-1\n"
+_HEADER_SIZE: Final = len(_MAGIC) + hashlib.sha256().digest_size
+_ARRAYS: Final = ("ids", "offsets", "numbers", "positions", "targets")
+_CHUNK: Final = 4096  # molecules per parsing step
+_FILES: Final = ("qm9_part1.csv", "qm9_part2.csv", "qm9_part3.csv")
+_NUMBER_OF: Final = np.zeros(128, dtype=np.uint8)  # atomic number of a one-letter symbol by its ASCII code
+_NUMBER_OF[[ord(symbol) for symbol in ELEMENTS.values()]] = list(ELEMENTS)
+_BRACKETS: Final = str.maketrans("", "", "[] '\"")
+_QM9_FACTORS: Final = np.array([unit_factor(key, TARGETS[key].qm9_unit) for key in DEFAULT_KEYS])
+_TRAIN_HINT: Final = (
+    "Install it with: pip install 'qmprop[train]'; or give a cache file made on another machine with --data FILE."
+)
+#: Rows of QM9 in the file's units: gdb number, then property values.
+_KNOWN_ROWS: Final[Mapping[int, Mapping[str, float]]] = {
+    1: {
+        **{"alpha": 13.21, "homo": -0.3877, "lumo": 0.1171, "r2": 35.3641, "zpve": 0.044749, "u0": -40.47893},
+        **{"u": -40.476062, "h": -40.475117, "g": -40.498597, "cv": 6.469},
+    },
+    3: {"mu": 1.8511, "alpha": 6.31, "u0": -76.404702},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Molecules with reference values, as flat arrays: m molecules, N atoms in all.
+
+    Attributes:
+        ids: gdb numbers, int64 [m]; 0 to m - 1 for other data.
+        offsets: Atoms of molecule k are `offsets[k]:offsets[k + 1]`, int64 [m + 1].
+        numbers: Atomic numbers, uint8 [N].
+        positions: Positions in Å, float32 [N, 3].
+        targets: Reference values, float64 [m, 12], in the order and default units of `targets.DEFAULT_KEYS`; NaN where
+            a label is absent, which happens in users' files only.
+        name: "qm9", or the path of the file.
+    """
+
+    ids: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    numbers: NDArray[np.uint8]
+    positions: NDArray[np.float32]
+    targets: NDArray[np.float64]
+    name: str
+
+    def __post_init__(self) -> None:
+        """Check shapes and values; raise ValueError where they do not fit."""
+        for field, dtype in zip(_ARRAYS, (np.int64, np.int64, np.uint8, np.float32, np.float64), strict=True):
+            object.__setattr__(self, field, np.ascontiguousarray(getattr(self, field), dtype=dtype))
+        m, n = len(self.ids), len(self.numbers)
+        expected = {"ids": (m,), "offsets": (m + 1,), "numbers": (n,), "positions": (n, 3), "targets": (m, 12)}
+        for field, shape in expected.items():
+            if getattr(self, field).shape != shape:
+                raise ValueError(f"{field} must have shape {list(shape)}, not {list(getattr(self, field).shape)}")
+        if self.offsets[0] != 0 or self.offsets[-1] != n or (np.diff(self.offsets) <= 0).any():
+            raise ValueError(f"offsets must rise from 0 to the number of atoms, {n}")
+        if not np.isfinite(self.positions).all():
+            raise ValueError("positions must be finite")
+        if not np.isin(self.numbers, list(ELEMENTS)).all():
+            raise ValueError(f"numbers must be among {list(ELEMENTS)}")
+
+    def __len__(self) -> int:
+        """Return the number of molecules."""
+        return len(self.ids)
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the content (ids, offsets, numbers, positions, targets), hexadecimal; the name does not count."""
+        digest = hashlib.sha256()
+        for field in _ARRAYS:
+            digest.update(getattr(self, field).tobytes())
+        return digest.hexdigest()
+
+    def select(self, indices: ArrayLike | slice) -> Dataset:
+        """Return the molecules at `indices` (integers, a mask or a slice), in that order."""
+        if not isinstance(indices, slice):
+            indices = np.asarray(indices, dtype=np.int64 if np.size(indices) == 0 else None)
+        chosen = np.arange(len(self))[indices]
+        counts = np.diff(self.offsets)[chosen]
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        atoms = np.repeat(self.offsets[chosen] - offsets[:-1], counts) + np.arange(offsets[-1])
+        return Dataset(
+            self.ids[chosen], offsets, self.numbers[atoms], self.positions[atoms], self.targets[chosen], self.name
+        )
+
+    def molecule(self, k: int) -> Molecule:
+        """Return molecule `k` (negative `k` counts from the end)."""
+        k = range(len(self))[k]
+        atoms = slice(int(self.offsets[k]), int(self.offsets[k + 1]))
+        name = f"gdb_{self.ids[k]}" if self.name == "qm9" else None
+        return Molecule(
+            self.numbers[atoms].astype(np.int64),
+            self.positions[atoms].astype(np.float64),
+            name=name,
+            source=self.name,
+            index=k,
+        )
+
+
+def load_data(
+    data: str | Path, *, units: str | Iterable[str] | Mapping[str, str] | None = None, progress: Progress | None = None
+) -> Dataset:
+    """Return the data set named by `data`: "qm9", a cache file, or an extxyz file with labels.
+
+    Args:
+        data: "qm9" or a path; a file that is called qm9 is given as ./qm9.
+        units: Units of an extxyz file's labels, as for `targets.parse_units`.
+        progress: Called with (molecules done, molecules in all) while QM9 is parsed.
+
+    Raises:
+        DataError: The data are missing, damaged, or not what they should be.
+    """
+    if data == "qm9":
+        return load_qm9(progress=progress)
+    path = Path(data)
+    if not path.is_file():
+        raise DataError(f"there is no data file '{path}'", "Give qm9, a cache file, or an extxyz file with labels.")
+    if not is_cache(path):
+        return load_labelled(path, units=units)
+    dataset = read_cache(path)
+    if dataset.name == "qm9" and len(dataset) == QM9_SIZE:
+        _verify_qm9(dataset)
+    return dataset
+
+
+def load_qm9(*, cache_file: Path | None = None, progress: Progress | None = None) -> Dataset:
+    """Return QM9 from its cache file, which is built from `qm9pack` where it is missing or damaged.
+
+    Args:
+        cache_file: Default: `qm9.cache` in the folder of the environment variable QMPROP_CACHE, else in the user's
+            cache folder.
+        progress: Called with (molecules done, molecules in all) while the files are parsed.
+
+    Raises:
+        DataError: There is no usable cache file and `qm9pack` is missing or not what it should be.
+    """
+    cache_file = cache_file or _cache_path()
+    try:
+        dataset = read_cache(cache_file)
+        _verify_qm9(dataset)
+        return dataset
+    except DataError as error:  # missing, damaged, or of an older format
+        files = _find_qm9pack_files(error.message)
+    dataset = _parse_qm9(files, progress)
+    _verify_qm9(dataset)
+    try:
+        write_cache(dataset, cache_file)
+    except OutputError as error:
+        warnings.warn(f"QM9 will be parsed again next time: {error.message}", RuntimeWarning, stacklevel=2)
+    return dataset
+
+
+def load_labelled(path: str | Path, *, units: str | Iterable[str] | Mapping[str, str] | None = None) -> Dataset:
+    """Return the molecules of an extxyz file whose info entries carry reference values: `mu=1.85 u0=-2079.1`.
+
+    Any subset of the property keys will do. Atomization energies, `u0_atom` and so on, are turned into totals where the
+    total is absent.
+
+    Args:
+        path: The file.
+        units: Units of the labels, as for `targets.parse_units`.
+
+    Raises:
+        DataError: The file cannot be read, has no labels at all, or a frame is not a molecule the network knows.
+        UsageError: A unit is unknown.
+    """
+    factors = {key: unit_factor(key, unit) for key, unit in parse_units(units).items()}
+    molecules: list[Molecule] = []
+    targets: list[NDArray[np.float64]] = []
+    for frame, (molecule, info) in enumerate(_read_extxyz(Path(path)), start=1):
+        if problem := find_error(molecule):
+            raise DataError(f"frame {frame} of '{path}': {problem.text}", "Remove that frame.")
+        for key in factors.keys() & info.keys():
+            if isinstance(info[key], bool) or not isinstance(info[key], Real) or not np.isfinite(info[key]):
+                hint = "Leave out labels that are not known."
+                raise DataError(f"frame {frame} of '{path}': {key} = {info[key]} is not a finite number", hint)
+        molecules.append(molecule)
+        targets.append(_read_labels(molecule, info, factors))
+    if not np.isfinite(targets).any():
+        hint = f"Give at least one of these as an info entry, such as mu=1.85: {', '.join(TARGETS)}."
+        raise DataError(f"'{path}' has {len(molecules)} molecules and no labels", hint)
+    return Dataset(
+        np.arange(len(molecules)),
+        np.cumsum([0, *(len(molecule.numbers) for molecule in molecules)]),
+        np.concatenate([molecule.numbers for molecule in molecules]),
+        np.concatenate([molecule.positions for molecule in molecules]),
+        np.stack(targets),
+        str(path),
+    )
+
+
+def is_cache(path: str | Path) -> bool:
+    """Return whether the file begins as a cache file does."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
+def read_cache(path: str | Path) -> Dataset:
+    """Return the data set in a cache file.
+
+    Raises:
+        DataError: The file cannot be read, is not a cache file, or is damaged.
+    """
+    try:
+        content = memoryview(Path(path).read_bytes())
+    except OSError as error:
+        raise DataError(f"cannot read the cache file '{path}': {error.strerror or error}") from error
+    if bytes(content[: len(_MAGIC)]) != _MAGIC:
+        raise DataError(f"'{path}' is not a cache file of this version of qmprop")
+    hint = "Copy it again, or delete it to have it built again."
+    body = content[_HEADER_SIZE:]
+    if hashlib.sha256(body).digest() != content[len(_MAGIC) : _HEADER_SIZE]:
+        raise DataError(f"the cache file '{path}' is damaged: its checksum is wrong", hint)
+    try:
+        with np.load(io.BytesIO(body), allow_pickle=False) as file:
+            arrays = {field: file[field] for field in _ARRAYS}
+            name = str(file["name"])
+        arrays["positions"] = _join_bytes(arrays["positions"], np.float32, 3)
+        arrays["targets"] = _join_bytes(arrays["targets"], np.float64, len(DEFAULT_KEYS))
+        return Dataset(**arrays, name=name)
+    except (ValueError, KeyError, IndexError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise DataError(f"the cache file '{path}' is damaged: {error}", hint) from error
+
+
+def write_cache(dataset: Dataset, path: str | Path) -> None:
+    """Write the data set to a cache file: to a temporary file beside it, read back, then moved into place.
+
+    Raises:
+        OutputError: The file cannot be written; what was there before is still there.
+    """
+    path = Path(path)
+    arrays = {field: getattr(dataset, field) for field in _ARRAYS}
+    arrays |= {field: _split_bytes(arrays[field]) for field in ("positions", "targets")}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, name=np.array(dataset.name), **arrays)
+    content = _MAGIC + hashlib.sha256(buffer.getbuffer()).digest() + buffer.getvalue()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if temporary.read_bytes() != content:
+                raise OSError("what was read back is not what was written")
+            os.replace(temporary, path)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write the cache file '{path}': {error.strerror or error}") from error
+
+
+def split_qm9(n: int = QM9_SIZE) -> dict[str, NDArray[np.int64]]:
+    """Return the indices of EGNN's split of QM9 (molecules in order of their gdb number).
+
+    Args:
+        n: Number of molecules at hand, which must be all of QM9.
+
+    Returns:
+        "train" [100000], "valid" [17748] and "test" [13083], which do not overlap; and of "valid" the first part
+        "choose" [7748], which chooses epochs and settings, and the last "calibrate" [10000], which chooses nothing.
+
+    Raises:
+        DataError: `n` is not the size of QM9.
+    """
+    if n != QM9_SIZE:
+        raise DataError(f"EGNN's split is one of QM9's {QM9_SIZE} molecules, not of {n}")
+    return _split(n, TRAIN_SIZE, VALID_SIZE, CHOOSE_SIZE)
+
+
+def split_other(n: int) -> dict[str, NDArray[np.int64]]:
+    """Return a fixed random split of `n` molecules, 80/10/10, with the same keys as `split_qm9`."""
+    tenth = max(n // 10, 1) if n >= 3 else 0
+    return _split(n, n - 2 * tenth, tenth, (tenth + 1) // 2)
+
+
+def split_data(dataset: Dataset) -> dict[str, NDArray[np.int64]]:
+    """Return EGNN's split for the whole of QM9 and `split_other` for anything else."""
+    if dataset.name == "qm9" and len(dataset) == QM9_SIZE:
+        return split_qm9()
+    return split_other(len(dataset))
+
+
+def _split(n: int, train: int, valid: int, choose: int) -> dict[str, NDArray[np.int64]]:
+    order = np.random.RandomState(0).permutation(n).astype(np.int64)  # the published split
+    validation = order[train : train + valid]
+    return {
+        "train": order[:train],
+        "valid": validation,
+        "test": order[train + valid :],
+        "choose": validation[:choose],
+        "calibrate": validation[choose:],
+    }
+
+
+def _split_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return bytes [itemsize, size] of `array`, column by column: like bytes side by side compress better."""
+    columns = np.ascontiguousarray(array.T).reshape(-1)
+    return np.ascontiguousarray(columns.view(np.uint8).reshape(len(columns), columns.itemsize).T)
+
+
+def _join_bytes(split: NDArray[np.uint8], dtype: type[np.floating[Any]], columns: int) -> NDArray[Any]:
+    """Undo `_split_bytes`."""
+    return np.ascontiguousarray(np.ascontiguousarray(split.T).view(dtype).reshape(columns, -1).T)
+
+
+def _read_extxyz(path: Path) -> Iterator[tuple[Molecule, Mapping[str, Any]]]:
+    """Yield the molecule and the info entries of every frame."""
+    from ase.io import iread
+
+    try:
+        with path.open(encoding="utf-8") as file:  # a file object, because ase splits names at "@"
+            for index, atoms in enumerate(iread(file, index=":", format="extxyz")):
+                periodic = bool(atoms.pbc.any())
+                molecule = Molecule(atoms.numbers, atoms.positions, source=str(path), index=index, periodic=periodic)
+                yield molecule, atoms.info
+    except Exception as error:  # ase raises whatever a damaged file makes it stumble over
+        raise DataError(
+            f"cannot read '{path}' as extxyz: {error}", "Give a cache file or a whole extxyz file."
+        ) from error
+
+
+def _read_labels(molecule: Molecule, info: Mapping[str, Any], factors: Mapping[str, float]) -> NDArray[np.float64]:
+    """Return the labels [12] in default units, NaN where absent."""
+    labels = {key: float(info[key]) * factors[key] for key in factors.keys() & info.keys()}
+    for key in ATOMISATION_KEYS:
+        total = TARGETS[key].total
+        if key in labels and total is not None and total not in labels:
+            atoms = sum(ATOM_ENERGIES_HARTREE[total][number] for number in molecule.numbers.tolist())
+            labels[total] = labels[key] + atoms * HARTREE_EV
+    return np.array([labels.get(key, np.nan) for key in DEFAULT_KEYS])
+
+
+def _cache_path() -> Path:
+    folder = os.environ.get("QMPROP_CACHE")
+    if folder:
+        return Path(folder) / "qm9.cache"
+    try:
+        from platformdirs import user_cache_path
+    except ImportError as error:
+        hint = "Install platformdirs, set QMPROP_CACHE to a folder, or give a cache file with --data FILE."
+        raise DataError("the user's cache folder cannot be found without platformdirs", hint) from error
+    return user_cache_path("qmprop") / "qm9.cache"
+
+
+def _find_qm9pack_files(reason: str) -> list[Path]:
+    """Return QM9's CSV files, without importing `qm9pack`, which needs the removed pkg_resources."""
+    spec = find_spec("qm9pack")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError(f"QM9 comes from the package qm9pack, which is not installed ({reason})", _TRAIN_HINT)
+    folder = Path(spec.submodule_search_locations[0]) / "data"
+    files = [folder / name for name in _FILES]
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"the installed package qm9pack lacks '{file}'", _TRAIN_HINT)
+    return files
+
+
+def _parse_qm9(files: Iterable[Path], progress: Progress | None = None) -> Dataset:
+    chunks: list[tuple[NDArray[Any], ...]] = []
+    done = 0
+    for file in files:
+        try:
+            for chunk in _read_csv(file):
+                chunks.append(chunk)
+                done += len(chunk[0])
+                if progress is not None:
+                    progress(done, QM9_SIZE)
+        except (ValueError, KeyError, IndexError, OSError, csv.Error) as error:
+            raise DataError(f"'{file}' is not a QM9 file as expected: {error}", "Install qm9pack again.") from error
+    ids, counts, numbers, positions, targets = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+    return Dataset(ids, np.concatenate([[0], np.cumsum(counts)]), numbers, positions, targets, "qm9")
+
+
+def _read_csv(file: Path) -> Iterator[tuple[NDArray[Any], ...]]:
+    """Yield ids [b], atom counts [b], numbers [n], positions [n, 3] in Å and targets [b, 12], b molecules at a time."""
+    with file.open(encoding="utf-8", newline="") as lines:
+        reader = csv.reader(lines)
+        column = {name: index for index, name in enumerate(next(reader, []))}
+        index, elements, coordinates = (column[name] for name in ("Index", "Elements", "XYZ_Ang"))
+        labels = [column[TARGETS[key].qm9_column] for key in DEFAULT_KEYS]
+        while rows := list(islice(reader, _CHUNK)):
+            ids = np.array([int(row[index]) for row in rows], dtype=np.int64)
+            symbols = [row[elements].translate(_BRACKETS).replace(",", "") for row in rows]
+            counts = np.array([len(text) for text in symbols], dtype=np.int64)
+            numbers = _NUMBER_OF[np.frombuffer("".join(symbols).encode("ascii"), dtype=np.uint8)]
+            if not numbers.all():
+                raise ValueError(
+                    f"an element among gdb {ids[0]} to {ids[-1]} is none of {', '.join(ELEMENTS.values())}"
+                )
+            sizes = np.array([row[coordinates].count(",") + 1 for row in rows])
+            if (sizes != 3 * counts).any():
+                raise ValueError(f"gdb {ids[np.argmax(sizes != 3 * counts)]} has not three coordinates per element")
+            positions = _parse_numbers([row[coordinates] for row in rows], int(sizes.sum())).reshape(-1, 3)
+            targets = _parse_numbers([",".join(row[label] for label in labels) for row in rows], 12 * len(rows))
+            yield ids, counts, numbers, positions.astype(np.float32), targets.reshape(-1, 12) * _QM9_FACTORS
+
+
+def _parse_numbers(cells: Sequence[str], count: int) -> NDArray[np.float64]:
+    """Return the `count` numbers in cells such as "[[1.,-.5],[7.E-6,2]]", which are no valid JSON."""
+    text = ",".join(cells).translate(_BRACKETS)
+    values = np.array(text.split(","), dtype=np.float64)
+    if len(values) != count or not np.isfinite(values).all():
+        raise ValueError(f"expected {count} finite numbers, found {int(np.isfinite(values).sum())}")
+    return values
+
+
+def _verify_qm9(dataset: Dataset) -> None:
+    """Check that the data set is QM9 with its columns in order.
+
+    Raises:
+        DataError: A fact about QM9 does not hold.
+    """
+    hint = "Install qm9pack again, or delete the cache file."
+    ids = dataset.ids
+    if len(ids) != QM9_SIZE or (np.diff(ids) <= 0).any() or 58 in ids or 59 not in ids:
+        raise DataError(f"these are not QM9's {QM9_SIZE} molecules in order of their gdb number", hint)
+    column = {key: dataset.targets[:, index] for index, key in enumerate(DEFAULT_KEYS)}
+    if not np.isfinite(dataset.targets).all():
+        raise DataError("QM9 lacks a reference value", hint)
+    if np.abs(column["lumo"] - column["homo"] - column["gap"]).max() > 1.5e-4 * HARTREE_EV:
+        raise DataError("gap = lumo - homo does not hold for every molecule of QM9", hint)
+    if np.abs(column["h"] - column["u"] - RT_EV).max() > 5e-5 * HARTREE_EV:
+        raise DataError("H - U = RT does not hold for every molecule of QM9", hint)
+    for gdb, values in _KNOWN_ROWS.items():
+        row = int(np.searchsorted(ids, gdb))
+        for key, value in values.items():
+            factor = unit_factor(key, TARGETS[key].qm9_unit)
+            if abs(column[key][row] / factor - value) > 1e-9 * abs(value):
+                raise DataError(f"gdb {gdb} of QM9 has {key} = {column[key][row] / factor}, not {value}", hint)
