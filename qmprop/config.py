@@ -33,9 +33,9 @@ class ModelConfig:
         heads: Attention heads of the orbital-energy readout.
     """
 
-    node_width: int = 256
+    node_width: int = 192
     message_width: int = 64
-    layers: int = 5
+    layers: int = 4
     cutoff: float = 5.0
     radial: int = 24
     vectors: int = 8
@@ -67,21 +67,19 @@ class TrainConfig:
         weight_decay: Decoupled weight decay of AdamW.
         clip: Largest gradient norm.
         ema_decay: Decay per step of the averaged weights that are validated and shipped.
-        precision: "bf16" (matrix products in bfloat16, everything else in float32) or "fp32".
         energy_weight: Weight of U0 in the loss; every other term has weight 1.
         seed: Of the initial weights and of the order of the molecules.
         limit: Train on this many molecules only; None means all.
         model: Shape of the network.
     """
 
-    epochs: int = 40
+    epochs: int = 34
     batch_size: int = 64
     lr: float = 1e-3
     warmup_steps: int = 1000
     weight_decay: float = 0.01
     clip: float = 1.0
     ema_decay: float = 0.999
-    precision: str = "bf16"
     energy_weight: float = 4.0
     seed: int = 0
     limit: int | None = None
@@ -97,7 +95,6 @@ class TrainConfig:
             _require(positive and (value > 0 or name == "weight_decay"), name, value, "a positive number")
             object.__setattr__(self, name, float(value))
         _require(0.0 <= self.ema_decay < 1.0, "ema_decay", self.ema_decay, "at least 0 and below 1")
-        _require(self.precision in ("bf16", "fp32"), "precision", self.precision, "'bf16' or 'fp32'")
         if self.limit is not None:
             _require(_is_int(self.limit) and self.limit >= 2, "limit", self.limit, "a whole number, 2 or more")
 

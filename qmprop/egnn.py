@@ -22,23 +22,6 @@ _SUMS: Final = ("alpha", "r2", "zpve", "u0", "thermal", "entropy", "cv")
 _MAX_NUMBER: Final = max(ELEMENTS)
 
 
-class Linear(nn.Linear):
-    """An affine map whose matrix product may run in a shorter format; inputs, outputs and bias keep theirs.
-
-    Attributes:
-        product_dtype: Format of the factors of the matrix product; None keeps the input's.
-    """
-
-    product_dtype: torch.dtype | None = None
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return x W^T + b."""
-        if self.product_dtype is None:
-            return super().forward(input)
-        product = functional.linear(input.to(self.product_dtype), self.weight.to(self.product_dtype))
-        return product.to(input.dtype) if self.bias is None else product.to(input.dtype) + self.bias
-
-
 class RadialBasis(nn.Module):
     """Gaussians exp(-(d - mu_k)^2 / (2 w^2)), centers evenly from 0.8 Å to the cut-off, one spacing wide."""
 
@@ -46,9 +29,9 @@ class RadialBasis(nn.Module):
 
     def __init__(self, count: int, cutoff: float) -> None:
         super().__init__()
-        centers = torch.linspace(min(0.8, cutoff / 2), cutoff, count)
-        self.width = float(centers[1] - centers[0])
-        self.register_buffer("centers", centers, persistent=False)
+        nearest = min(0.8, cutoff / 2)
+        self.width = (cutoff - nearest) / (count - 1)
+        self.register_buffer("centers", torch.linspace(nearest, cutoff, count), persistent=False)
 
     def forward(self, distances: Tensor) -> Tensor:
         """Distances in Å [E] to features [E, count]."""
@@ -72,16 +55,16 @@ class EGNNLayer(nn.Module):
         nodes, messages = config.node_width, config.message_width
         self.vectors = config.vectors
         self.norm = nn.LayerNorm(nodes)
-        self.receiver = Linear(nodes, messages)
-        self.sender = Linear(nodes, messages, bias=False)
+        self.receiver = nn.Linear(nodes, messages)
+        self.sender = nn.Linear(nodes, messages, bias=False)
         self.distance = nn.Linear(config.radial, messages, bias=False)
-        self.message = Linear(messages, messages)
+        self.message = nn.Linear(messages, messages)
         self.gate = nn.Linear(messages, 1)
-        self.direction = Linear(messages, config.vectors, bias=False)
+        self.direction = nn.Linear(messages, config.vectors, bias=False)
         self.mix_left = nn.Linear(config.vectors, config.invariants, bias=False)
         self.mix_right = nn.Linear(config.vectors, config.invariants, bias=False)
         self.update = nn.Sequential(
-            Linear(nodes + messages + config.invariants, nodes), nn.SiLU(), Linear(nodes, nodes)
+            nn.Linear(nodes + messages + config.invariants, nodes), nn.SiLU(), nn.Linear(nodes, nodes)
         )
 
     def forward(
@@ -147,14 +130,14 @@ class EGNN(nn.Module):
         self.radial = RadialBasis(config.radial, config.cutoff)
         self.layers = nn.ModuleList(EGNNLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
-        self.atoms = nn.Sequential(Linear(width, width), nn.SiLU())
+        self.atoms = nn.Sequential(nn.Linear(width, width), nn.SiLU())
         self.sums = nn.Linear(width, len(_SUMS))
         self.potentials = nn.Linear(width, config.flows)
         self.conductance = nn.Linear(config.radial, config.flows)
         self.polarization = nn.Linear(width, config.vectors)
         self.scores = nn.Linear(width, config.heads)
-        self.values = Linear(width, width)
-        self.orbitals = nn.Sequential(Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, 2))
+        self.values = nn.Linear(width, width)
+        self.orbitals = nn.Sequential(nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, 2))
         self.register_buffer("scales", torch.ones(len(LATENTS)))
         for head in (self.sums, self.orbitals[-1]):
             nn.init.normal_(head.weight, std=0.1 / width**0.5)
@@ -182,6 +165,27 @@ class EGNN(nn.Module):
         Returns:
             Outputs in the order of `LATENTS`, in units of `scales` after the baseline is removed [M, 10].
         """
+        radial, smooth, h, v = self.encode(numbers, positions, receivers, senders)
+        a = self.atoms(h)
+
+        totals = sum_atoms(self.sums(a), molecules, molecule_count)
+        outputs = dict(zip(_SUMS, totals.unbind(dim=1), strict=True))
+        outputs["homo"], outputs["lumo"] = self._orbital_energies(h, molecules, molecule_count).unbind(dim=1)
+        charges = self._charges(a, radial, smooth, receivers, senders)
+        dipoles = (v * self.polarization(a)[:, None, :]).sum(dim=2)
+        mu, r2 = _moments(charges, dipoles, positions / BOHR_ANGSTROM, molecules, molecule_count)
+        outputs["mu"] = mu * EA0_DEBYE / self.scales[LATENTS.index("mu")]
+        outputs["r2"] = outputs["r2"] + r2 / self.scales[LATENTS.index("r2")]
+        return torch.stack([outputs[key] for key in LATENTS], dim=1)
+
+    def encode(
+        self, numbers: Tensor, positions: Tensor, receivers: Tensor, senders: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Run the layers; arguments as for `forward`.
+
+        Returns:
+            Distance features [E, K], envelope [E, 1], final node features [N, F] and vectors [N, 3, V].
+        """
         edges = positions.index_select(0, receivers) - positions.index_select(0, senders)
         distances = torch.linalg.vector_norm(edges, dim=1)
         units = edges / distances[:, None]
@@ -191,18 +195,7 @@ class EGNN(nn.Module):
         v = h.new_zeros(len(h), 3, self.config.vectors)
         for layer in self.layers:
             h, v = layer(h, v, radial, units, smooth, receivers, senders)
-        h = self.norm(h)
-        a = self.atoms(h)
-
-        totals = _sum(self.sums(a), molecules, molecule_count)
-        outputs = dict(zip(_SUMS, totals.unbind(dim=1), strict=True))
-        outputs["homo"], outputs["lumo"] = self._orbital_energies(h, molecules, molecule_count).unbind(dim=1)
-        charges = self._charges(a, radial, smooth, receivers, senders)
-        dipoles = (v * self.polarization(a)[:, None, :]).sum(dim=2)
-        mu, r2 = _moments(charges, dipoles, positions / BOHR_ANGSTROM, molecules, molecule_count)
-        outputs["mu"] = mu * EA0_DEBYE / self.scales[LATENTS.index("mu")]
-        outputs["r2"] = outputs["r2"] + r2 / self.scales[LATENTS.index("r2")]
-        return torch.stack([outputs[key] for key in LATENTS], dim=1)
+        return radial, smooth, self.norm(h), v
 
     def _charges(
         self, a: Tensor, radial: Tensor, smooth: Tensor, receivers: Tensor, senders: Tensor
@@ -223,13 +216,13 @@ class EGNN(nn.Module):
         highest = scores.new_full((molecule_count, scores.shape[1]), -torch.inf)
         highest = highest.scatter_reduce(0, index, scores.detach(), "amax")
         weights = torch.exp(scores - highest.index_select(0, molecules))
-        weights = weights / _sum(weights, molecules, molecule_count).index_select(0, molecules)
+        weights = weights / sum_atoms(weights, molecules, molecule_count).index_select(0, molecules)
         values = self.values(h).view(len(h), scores.shape[1], -1) * weights[:, :, None]
-        pooled: Tensor = self.orbitals(_sum(values.flatten(1), molecules, molecule_count))
+        pooled: Tensor = self.orbitals(sum_atoms(values.flatten(1), molecules, molecule_count))
         return pooled
 
 
-def _sum(values: Tensor, molecules: Tensor, molecule_count: int) -> Tensor:
+def sum_atoms(values: Tensor, molecules: Tensor, molecule_count: int) -> Tensor:
     """Sum atom values over each molecule: [N, ...] to [M, ...]."""
     return values.new_zeros(molecule_count, *values.shape[1:]).index_add(0, molecules, values)
 
@@ -252,6 +245,6 @@ def _moments(
     Returns:
         mu in e a0 [M] and R2's part in a0^2 [M].
     """
-    mu = _sum(charges[:, None] * positions + dipoles, molecules, molecule_count)
+    mu = sum_atoms(charges[:, None] * positions + dipoles, molecules, molecule_count)
     r2 = charges * positions.square().sum(dim=1) + 2.0 * (dipoles * positions).sum(dim=1)
-    return torch.linalg.vector_norm(mu, dim=1), -_sum(r2, molecules, molecule_count)
+    return torch.linalg.vector_norm(mu, dim=1), -sum_atoms(r2, molecules, molecule_count)

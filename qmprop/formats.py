@@ -62,16 +62,13 @@ class ParseError(Exception):
 class Lines:
     """The lines of a text stream, counted and of bounded length.
 
-    Args:
-        stream: Open text stream; it is read no further than asked for.
-
     Attributes:
         number: How many lines have been taken.
     """
 
     def __init__(self, stream: TextIO) -> None:
+        """Start at the next line of the open stream, which is read no further than asked for."""
         self.number = 0
-        self._held: list[str] = []
         self._stream = iter(functools.partial(stream.readline, MAX_LINE), "")
 
     def take(self, count: int) -> list[str]:
@@ -80,21 +77,11 @@ class Lines:
         Raises:
             ParseError: A line is longer than `MAX_LINE`.
         """
-        lines = self.peek(count) if self._held else self._read(count)
-        del self._held[:count]
-        self.number += len(lines)
-        return lines
-
-    def peek(self, count: int) -> list[str]:
-        """Return the next `count` lines without taking them; raises as `take`."""
-        self._held += self._read(count - len(self._held))
-        return self._held[:count]
-
-    def _read(self, count: int) -> list[str]:
-        lines = list(itertools.islice(self._stream, max(count, 0)))
-        for offset, line in enumerate(lines, start=1):
+        lines = list(itertools.islice(self._stream, count))
+        for line in lines:
+            self.number += 1
             if len(line) >= MAX_LINE:
-                raise ParseError(f"line {self.number + offset}: longer than {MAX_LINE} characters")
+                raise ParseError(f"line {self.number}: longer than {MAX_LINE} characters")
         return lines
 
 
@@ -226,7 +213,7 @@ def _find_columns(properties: str) -> tuple[int, int] | None:
 
 
 def _read_atom_count(lines: Lines, trailer: int) -> int | None:
-    """Take lines up to the next frame's atom count, blank ones and up to `trailer` others before it; None at the end."""
+    """Take the next frame's atom count, skipping blank lines and up to `trailer` others; None at the end."""
     while line := "".join(lines.take(1)):
         text = line.strip().lstrip("\ufeff")
         if text.isascii() and text.isdigit() and len(text) <= 18:

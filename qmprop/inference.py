@@ -16,11 +16,11 @@ from qmprop.model import Model, load_model
 from qmprop.molecule import Molecule, find_error, find_warnings
 from qmprop.readers import Failure, from_ase, from_rdkit, read_paths
 from qmprop.records import Message, Record, Value
-from qmprop.targets import TARGETS, parse_properties, parse_units, unit_factor
+from qmprop.targets import parse_properties, parse_units, unit_factor
 
-#: Molecules in a batch, and atoms in a batch where the caller names no batch size.
-BATCH_MOLECULES: Final = 256
-BATCH_ATOMS: Final = 8_000
+#: Molecules and atoms of a batch where the caller names no batch size. On a CPU what fits its caches is fastest.
+CPU_BATCH: Final = (128, 1_024)
+GPU_BATCH: Final = (2_048, 32_768)
 #: Source of molecules that come as Python objects.
 MEMORY_SOURCE: Final = "<memory>"
 
@@ -71,30 +71,33 @@ def predict(
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise UsageError(f"the batch size must be a whole number of 1 or more, not {batch_size!r}")
     items = _iterate(molecules)
-    model = load_model(weights, device=device) if isinstance(weights, str | os.PathLike) else weights
+    model = load_model(os.fspath(weights), device=device) if isinstance(weights, str | os.PathLike) else weights
     return _stream(items, model, {key: wanted[key] for key in keys}, batch_size)
 
 
 def _stream(
     items: Iterator[Molecule | Failure], model: Model, units: Mapping[str, str], batch_size: int | None
 ) -> Iterator[Record]:
-    for batch in _batches(items, batch_size):
+    molecules, atoms = CPU_BATCH if str(model.device) == "cpu" else GPU_BATCH
+    if batch_size is not None:
+        molecules, atoms = batch_size, sys.maxsize
+    for batch in _batches(items, molecules, atoms):
         yield from _predict_batch(batch, model, units)
 
 
-def _batches(items: Iterator[Molecule | Failure], batch_size: int | None) -> Iterator[list[_Entry]]:
-    """Group the stream by number of records and, where no batch size was asked for, by number of atoms."""
+def _batches(items: Iterator[Molecule | Failure], max_records: int, max_atoms: int) -> Iterator[list[_Entry]]:
+    """Group the stream; a molecule with more atoms than a batch may have gets a batch to itself."""
     batch: list[_Entry] = []
     atoms = 0
     for item in items:
         error = item.message if isinstance(item, Failure) else find_error(item)
         size = len(item.numbers) if isinstance(item, Molecule) and error is None else 0
-        if batch_size is None and batch and atoms + size > BATCH_ATOMS:
+        if batch and atoms + size > max_atoms:
             yield batch
             batch, atoms = [], 0
         batch.append(_Entry(item, error))
         atoms += size
-        if len(batch) >= (batch_size or BATCH_MOLECULES):
+        if len(batch) >= max_records:
             yield batch
             batch, atoms = [], 0
     if batch:

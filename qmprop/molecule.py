@@ -15,6 +15,7 @@ from qmprop.targets import ELEMENTS
 MIN_DISTANCE: Final = 0.3
 #: Heavy atoms of the largest molecules in QM9.
 MAX_HEAVY_ATOMS: Final = 9
+_DENSE: Final = 256  # up to this many atoms all pairs are cheaper than a tree, whose import alone takes half a second
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +41,7 @@ class Molecule:
     periodic: bool = False
 
     def __post_init__(self) -> None:
+        """Give both arrays their types and check their shapes."""
         numbers = np.asarray(self.numbers, dtype=np.int64)
         positions = np.asarray(self.positions, dtype=np.float64)
         if numbers.ndim != 1 or positions.shape != (len(numbers), 3):
@@ -79,7 +81,8 @@ def find_error(molecule: Molecule) -> Message | None:
     if not finite.all():
         atom = int(np.argmin(finite))
         return Message(
-            "non-finite-coordinates", f"Atom {atom + 1} ({_symbol(int(numbers[atom]))}) has a NaN or infinite coordinate."
+            "non-finite-coordinates",
+            f"Atom {atom + 1} ({_symbol(int(numbers[atom]))}) has a NaN or infinite coordinate.",
         )
     return _find_clash(molecule)
 
@@ -107,21 +110,32 @@ def find_warnings(molecule: Molecule) -> tuple[Message, ...]:
 def _find_clash(molecule: Molecule) -> Message | None:
     if len(molecule.numbers) < 2:
         return None
-    from scipy.spatial import cKDTree
-
     positions = molecule.positions
-    if np.ptp(positions, axis=0).max() == 0.0:
+    if (positions == positions[0]).all():
         return Message("no-3d-coordinates", "All atoms lie in one point; 3D coordinates are needed.")
-    distances, neighbors = cKDTree(positions).query(positions, k=2)
-    first = int(np.argmin(distances[:, 1]))
-    distance = float(distances[first, 1])
+    first, second, distance = _find_closest_pair(positions)
     if distance >= MIN_DISTANCE:
         return None
-    second = int(neighbors[first, 1]) if neighbors[first, 1] != first else int(neighbors[first, 0])
     pair = " and ".join(f"{i + 1} ({_symbol(int(molecule.numbers[i]))})" for i in sorted((first, second)))
     return Message(
         "atoms-too-close", f"Atoms {pair} are {distance:.3f} Å apart, closer than {MIN_DISTANCE} Å. Are the units Å?"
     )
+
+
+def _find_closest_pair(positions: NDArray[np.float64]) -> tuple[int, int, float]:
+    """Return the indices of the two atoms closest to each other and their distance."""
+    if len(positions) <= _DENSE:
+        with np.errstate(over="ignore"):
+            distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)
+        np.fill_diagonal(distances, np.inf)
+        first, second = divmod(int(np.argmin(distances)), len(positions))
+        return first, second, float(distances[first, second])
+    from scipy.spatial import cKDTree
+
+    nearest, neighbors = cKDTree(positions).query(positions, k=2)
+    first = int(np.argmin(nearest[:, 1]))
+    second = next(int(neighbor) for neighbor in neighbors[first] if neighbor != first)
+    return first, second, float(nearest[first, 1])
 
 
 def _symbol(number: int) -> str:

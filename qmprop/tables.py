@@ -216,8 +216,8 @@ def draw(parts: Iterable[RenderableType], style: Style) -> str:
                 column.no_wrap = True
             unbounded = console.options.update(max_width=10_000)
             console.width = max(style.width, console.measure(part, options=unbounded).maximum)
-        wraps = {"no_wrap": part.no_wrap, "overflow": part.overflow} if isinstance(part, Text) else {}
-        console.print(part, crop=False, **wraps)
+        line = part if isinstance(part, Text) else Text()
+        console.print(part, no_wrap=line.no_wrap, overflow=line.overflow, crop=False)
     return "".join(line.rstrip() + "\n" for line in stream.getvalue().splitlines())
 
 
@@ -227,7 +227,11 @@ def _footnote(units: Iterable[str], model: str) -> str:
     of_totals = {target.total for target in TARGETS.values()}
     totals = ", ".join(key for key in keys if key in of_totals)
     parts = ", ".join(key for key in keys if TARGETS[key].total is not None)
-    notes = [f"model {model}", f"{totals}: total energy" if totals else "", f"{parts}: atomization energy" if parts else ""]
+    notes = [
+        f"model {model}",
+        f"{totals}: total energy" if totals else "",
+        f"{parts}: atomization energy" if parts else "",
+    ]
     return "   ".join(note for note in notes if note)
 
 

@@ -143,9 +143,8 @@ def choose_format(name: str | None, output: str | None) -> str:
 
 def create_writer(name: str, units: Mapping[str, str]) -> Writer:
     """Return the writer of a text format; the table's is `qmprop.tables.TableWriter`."""
-    if name == "csv":
-        return CsvWriter(units)
-    return {"json": JsonWriter, "jsonl": JsonlWriter}[name]()
+    writers: dict[str, Writer] = {"csv": CsvWriter(units), "json": JsonWriter(), "jsonl": JsonlWriter()}
+    return writers[name]
 
 
 class Output:
@@ -163,7 +162,8 @@ class Output:
     """
 
     def __init__(self, path: str | None = None, *, encoding: str = "utf-8") -> None:
-        self.name = "standard output" if path in (None, "-") else f"'{path}'"
+        self._is_ours = path is not None and path != "-"
+        self.name = f"'{path}'" if self._is_ours else "standard output"
         self._encoding = encoding
         self._temporary: str | None = None
         self._target = ""
@@ -202,12 +202,12 @@ class Output:
             self._discard()
 
     def _open(self, path: str) -> BinaryIO:
-        self._target = os.path.realpath(path)
         mode = None
         with suppress(FileNotFoundError):
-            mode = os.stat(self._target).st_mode
+            mode = os.stat(path).st_mode
         if mode is not None and not stat.S_ISREG(mode):
-            return open(self._target, "wb")  # noqa: SIM115
+            return open(path, "wb")
+        self._target = os.path.realpath(path)
         if mode is not None and not os.access(self._target, os.W_OK):
             raise PermissionError(13, os.strerror(13))
         folder, name = os.path.split(self._target)
@@ -226,7 +226,7 @@ class Output:
             self._temporary = None
 
     def _discard(self) -> None:
-        if self._target:
+        if self._is_ours:
             with suppress(OSError):
                 self._stream.close()
         if self._temporary is not None:
@@ -298,10 +298,10 @@ def _interrupts_held() -> Iterator[None]:
         held.append((number, frame))
         signal.signal(number, handlers[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if callable(handler := signal.getsignal(number)):
-            handlers[number] = handler
-            signal.signal(number, hold)
+    for wanted in (signal.SIGINT, signal.SIGTERM):
+        if callable(handler := signal.getsignal(wanted)):
+            handlers[wanted] = handler
+            signal.signal(wanted, hold)
     try:
         yield
     finally:

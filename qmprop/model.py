@@ -1,0 +1,285 @@
+"""Network, baseline and units as one thing: load weights, predict physical numbers.
+
+A weights file is one safetensors file: the tensors of the network (`network.*`), those of the baseline
+(`baseline.*`), and metadata that says what they are. Nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from qmprop.baseline import Baseline, Composition, atomization, center, compose
+from qmprop.config import ModelConfig
+from qmprop.egnn import EGNN, LATENTS, sum_atoms
+from qmprop.errors import ConfigError, DeviceError, OutputError, WeightsError
+from qmprop.graph import build_graph, concatenate
+from qmprop.molecule import Molecule
+from qmprop.targets import ATOMISATION_KEYS, DEFAULT_KEYS, TARGETS
+
+Array = NDArray[np.float64]
+
+BUNDLED: Final = "egnn-qm9"
+_FORMAT: Final = "qmprop-weights-1"
+_MAX_FILE_SIZE: Final = 1 << 30
+_BATCH_ATOMS: Final = 4096
+
+
+class Model:
+    """A network with its weights, ready to predict.
+
+    Attributes:
+        name: File name without suffix.
+        digest: SHA-256 of the weights file, hexadecimal.
+        config: Shape of the network.
+        network: The network, in evaluation mode.
+        baseline: What is removed before and restored after it.
+        metadata: What the file says about itself (training data, configuration, errors).
+        device: Where the network runs.
+    """
+
+    def __init__(
+        self,
+        network: EGNN,
+        baseline: Baseline,
+        *,
+        name: str = "unsaved",
+        digest: str = "0" * 64,
+        metadata: Mapping[str, Any] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.name = name
+        self.digest = digest
+        self.config = network.config
+        self.device = torch.device(device)
+        self.network = network.to(self.device).eval()
+        self.baseline = baseline
+        self.metadata = dict(metadata or {})
+
+    @property
+    def id(self) -> str:
+        """Name and the first eight digits of the hash, as records carry it."""
+        return f"{self.name}@{self.digest[:8]}"
+
+    def predict(self, molecules: Sequence[Molecule]) -> dict[str, Array]:
+        """Predict M molecules in one batch.
+
+        Args:
+            molecules: Molecules that pass `molecule.find_error`.
+
+        Returns:
+            Property key to values in the property's default unit [M], for every key of `TARGETS`.
+        """
+        if not molecules:
+            return {key: np.zeros(0) for key in TARGETS}
+        numbers, positions, offsets = concatenate(molecules)
+        values, composition = self._predict_batch(numbers, positions, offsets)
+        properties = dict(zip(DEFAULT_KEYS, values.T, strict=True))
+        for key in ATOMISATION_KEYS:
+            total = TARGETS[key].total
+            assert total is not None
+            properties[key] = atomization(total, properties[total], composition)
+        return properties
+
+    def predict_arrays(
+        self, numbers: NDArray[Any], positions: NDArray[Any], offsets: NDArray[np.int64]
+    ) -> Iterator[Array]:
+        """Predict many molecules, a batch at a time.
+
+        Args:
+            numbers: Atomic numbers [N].
+            positions: In Å [N, 3].
+            offsets: Molecule k owns the atoms offsets[k]:offsets[k + 1] [M + 1].
+
+        Yields:
+            The twelve properties in default units, in the order of `DEFAULT_KEYS` [m, 12], for the next m molecules.
+        """
+        first = 0
+        while first < len(offsets) - 1:
+            last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _BATCH_ATOMS, side="right")) - 1)
+            atoms = slice(offsets[first], offsets[last])
+            yield self._predict_batch(numbers[atoms], positions[atoms], offsets[first : last + 1] - offsets[first])[0]
+            first = last
+
+    def embed(self, molecules: Sequence[Molecule]) -> NDArray[np.float32]:
+        """Return the mean of each molecule's final atom features, its place in the network's latent space [M, F]."""
+        numbers, positions, offsets = concatenate(molecules)
+        graph = build_graph(numbers, center(numbers, positions, offsets), offsets, self.config.cutoff)
+        graph = graph.to(self.device)
+        with torch.inference_mode():
+            _, _, h, _ = self.network.encode(graph.numbers, graph.positions, graph.receivers, graph.senders)
+            sums = sum_atoms(h, graph.molecules, graph.molecule_count)
+        means: NDArray[np.float32] = sums.cpu().numpy() / np.diff(offsets)[:, None].astype(np.float32)
+        return means
+
+    def _predict_batch(
+        self, numbers: NDArray[Any], positions: NDArray[Any], offsets: NDArray[np.int64]
+    ) -> tuple[Array, Composition]:
+        centered = center(numbers, positions, offsets)
+        composition = compose(numbers, centered, offsets)
+        graph = build_graph(numbers, centered, offsets, self.config.cutoff).to(self.device)
+        with torch.inference_mode():
+            outputs = self.network(*graph.arguments()).double().cpu().numpy()
+        return self.baseline.restore(outputs, composition), composition
+
+
+def load_model(name_or_path: str | Path = BUNDLED, *, device: str = "auto") -> Model:
+    """Load weights.
+
+    Args:
+        name_or_path: The name of bundled weights ("egnn-qm9") or the path of a weights file.
+        device: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", "mps".
+
+    Raises:
+        WeightsError: The file is missing, cannot be read, is damaged, or is not one of qmprop's.
+        DeviceError: The device does not exist here.
+    """
+    torch.set_flush_denormal(True)  # tails of Gaussians: denormal floats are many times slower
+    chosen = choose_device(device)
+    path = find_weights(name_or_path)
+    try:
+        size = path.stat().st_size
+        content = path.read_bytes() if path.is_file() and size <= _MAX_FILE_SIZE else None
+    except OSError as error:
+        raise WeightsError(f"cannot read weights {path}: {error.strerror}", "Check the path and its rights.") from error
+    if content is None:
+        raise WeightsError(f"{path} is not a weights file", "Give a .safetensors file written by `qmprop train`.")
+    header = _read_header(content, path)
+    try:
+        tensors = load_tensors(content)
+        config = ModelConfig(**json.loads(header["architecture"]))
+        metadata = {key: json.loads(text) for key, text in header.items() if key != "format"}
+    except (SafetensorError, ConfigError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    network, baseline = _assemble(config, tensors, path)
+    digest = hashlib.sha256(content).hexdigest()
+    return Model(network, baseline, name=path.stem, digest=digest, metadata=metadata, device=chosen)
+
+
+def save_model(path: str | Path, network: EGNN, baseline: Baseline, metadata: Mapping[str, Any]) -> None:
+    """Write a weights file, whole or not at all.
+
+    Args:
+        path: Where to; replaced if it exists.
+        network: The network.
+        baseline: The baseline it was trained with.
+        metadata: Plain values to keep beside the tensors.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    path = Path(path)
+    tensors = {f"network.{key}": value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    tensors["baseline.coefficients"] = torch.from_numpy(baseline.coefficients.copy())
+    tensors["baseline.scales"] = torch.from_numpy(baseline.scales.copy())
+    header = {"format": _FORMAT, "architecture": json.dumps(dataclasses.asdict(network.config))}
+    header |= {key: json.dumps(value, allow_nan=False) for key, value in metadata.items()}
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_bytes(save_tensors(tensors, metadata=header))
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write weights {path}: {error.strerror}", "Choose another place.") from error
+
+
+def find_weights(name_or_path: str | Path) -> Path:
+    """Return the path of bundled weights by name, or the given path.
+
+    Raises:
+        WeightsError: Neither exists.
+    """
+    path = Path(name_or_path)
+    if path.exists():
+        return path
+    for folder in _bundled_folders():
+        bundled = folder / f"{name_or_path}.safetensors"
+        if os.sep not in str(name_or_path) and bundled.is_file():
+            return bundled
+    names = sorted(file.stem for folder in _bundled_folders() for file in folder.glob("*.safetensors"))
+    raise WeightsError(
+        f"no weights '{name_or_path}'", f"Give the path of a .safetensors file, or one of: {', '.join(names) or 'none'}."
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the named device; "auto" is a GPU if there is one.
+
+    Raises:
+        DeviceError: It does not exist here.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device("cuda" if available["cuda"] else "cpu")
+    kinds = ", ".join(kind for kind, there in available.items() if there)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"unknown device '{name}'", f"Use auto or one of: {kinds}.") from error
+    there = available.get(device.type, False)
+    if not there or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+        raise DeviceError(f"device '{name}' is not available here", f"Use auto or one of: {kinds}.")
+    return device
+
+
+def _bundled_folders() -> list[Path]:
+    package = Path(__file__).resolve().parent
+    return [folder for folder in (package / "weights", package.parent / "weights") if folder.is_dir()]
+
+
+def _read_header(content: bytes, path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file: 8 bytes of length, then JSON."""
+    length = int.from_bytes(content[:8], "little")
+    if len(content) < 8 or length > len(content) - 8:
+        raise _damaged(path, "it is cut short or of another format")
+    try:
+        header = json.loads(content[8 : 8 + length])
+        metadata = header.get("__metadata__", {})
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise _damaged(path, "it is not a safetensors file") from error
+    if not isinstance(metadata, dict) or metadata.get("format") != _FORMAT:
+        raise WeightsError(
+            f"{path} holds weights of something else: its format is not '{_FORMAT}'",
+            "Give a .safetensors file written by `qmprop train`.",
+        )
+    return metadata
+
+
+def _assemble(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -> tuple[EGNN, Baseline]:
+    """Put tensors into a network and a baseline; every name, shape and number has to be right."""
+    with torch.device("meta"):
+        network = EGNN(config)
+    expected = {f"network.{key}": (value.shape, value.dtype) for key, value in network.state_dict().items()}
+    expected["baseline.coefficients"] = (torch.Size([len(LATENTS), 6]), torch.float64)
+    expected["baseline.scales"] = (torch.Size([len(LATENTS)]), torch.float64)
+    found = {key: (value.shape, value.dtype) for key, value in tensors.items()}
+    for key in sorted(expected.keys() | found.keys()):
+        if expected.get(key) != found.get(key):
+            wanted, got = (f"{list(item[0])} {item[1]}" if item else "nothing" for item in (expected.get(key), found.get(key)))
+            raise _damaged(path, f"tensor '{key}' should be {wanted} but is {got}")
+        if not bool(torch.isfinite(tensors[key]).all()):
+            raise _damaged(path, f"tensor '{key}' has a NaN or infinite number")
+    network = EGNN(config)
+    network.load_state_dict({key.removeprefix("network."): tensors[key] for key in expected if key.startswith("network.")})
+    baseline = Baseline(tensors["baseline.coefficients"].numpy(), tensors["baseline.scales"].numpy())
+    return network, baseline
+
+
+def _damaged(path: Path, reason: str) -> WeightsError:
+    return WeightsError(f"cannot use weights {path}: {reason}", "Copy the file again, or use another one.")

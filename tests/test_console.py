@@ -1,0 +1,166 @@
+import io
+import sys
+
+import pytest
+
+from qmprop import console
+from qmprop.errors import DataError, UsageError
+from qmprop.records import Message, Record
+from qmprop.tables import Style, draw
+from qmprop.targets import DEFAULT_KEYS, TARGETS
+
+PAPER = dict.fromkeys(DEFAULT_KEYS, 10.0)
+
+
+def report(keys=DEFAULT_KEYS, **changes):
+    row = {"mae": 53.9, "rmse": 81.25, "max": 912.3, "bias": -1.5, "coverage": None}
+    return {
+        "data": "qm9",
+        "split": "test",
+        "geometry": "dft",
+        "molecules": 13083,
+        "weights": "egnn-qm9@1f3a5c7e",
+        "properties": {key: row | {"unit": TARGETS[key].evaluation_unit} for key in keys},
+    } | changes
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_an_error_is_one_line_that_says_what_and_what_to_do(capsys):
+    console.print_error(UsageError("unknown property 'x\ny'", "Choose from: mu."))
+    console.print_error(DataError("no data in [file]"))
+    captured = capsys.readouterr()
+    assert captured.err == "error: unknown property 'x y'. Choose from: mu.\nerror: no data in [file]\n"
+    assert captured.out == ""
+
+
+def test_a_long_error_is_not_broken_into_lines(capsys):
+    console.print_error(UsageError("word " * 100))
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_error_without_a_place_to_tell_it_is_kept_quiet(monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    console.print_error(UsageError("x"))
+
+
+@pytest.mark.parametrize(("debug", "lines"), [("", 1), ("1", 4)])
+def test_a_bug_is_one_line_unless_its_place_is_asked_for(capsys, monkeypatch, debug, lines):
+    monkeypatch.setenv("QMPROP_DEBUG", debug)
+    try:
+        raise ZeroDivisionError("oops")
+    except ZeroDivisionError as error:
+        console.print_bug(error)
+    text = capsys.readouterr().err
+    assert "error: unexpected ZeroDivisionError: oops. This is a bug in qmprop" in text
+    assert ("Traceback" in text) == bool(debug)
+    assert text.count("\n") >= lines
+
+
+def record(index, status, code):
+    return Record("a.sdf", index, None, "H2", 2, status, (Message(code, "Some text."),))
+
+
+def test_failed_records_are_listed_and_summed_up(capsys):
+    notes = console.Notes()
+    notes.add(Record("a.sdf", 0))
+    notes.add(record(1, "warning", "charged"))
+    notes.add(record(2, "error", "periodic"))
+    assert capsys.readouterr().err == "error: a.sdf[2]: periodic: Some text.\n"
+    notes.close()
+    assert capsys.readouterr().err == "note: 1 of 3 records could not be predicted; warnings: charged 1.\n"
+
+
+def test_nothing_to_sum_up(capsys):
+    notes = console.Notes()
+    notes.add(Record("a.sdf", 0))
+    notes.close()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stop_at_the_first_error_is_mentioned(capsys):
+    notes = console.Notes()
+    notes.add(record(0, "error", "periodic"))
+    notes.close(stopped=True)
+    assert "1 of 1 record could not be predicted; stopped at the first error." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_table_of_eval_fits_and_compares_with_the_paper(width):
+    text = draw(console.report_parts(report(), PAPER, Style(width)), Style(width))
+    lines = text.splitlines()
+    assert lines[0] == " qm9 test, dft geometries: 13,083 molecules"
+    maximum = [] if width == 60 else ["max"]
+    assert lines[1].split() == ["EGNN"]
+    assert lines[2].split() == ["property", "unit", "MAE", "RMSE", *maximum, "bias", "paper", "ratio"]
+    assert [line.split()[0] for line in lines[4:16]] == list(DEFAULT_KEYS)
+    assert lines[6].split() == ["homo", "meV", "53.9", "81.2", *(["912.3"] if maximum else []), "-1.5", "10", "5.39"]
+    assert max(map(len, lines)) <= width
+    assert "egnn-qm9@1f3a5c7e" in lines[-1]
+
+
+def test_a_property_the_paper_does_not_have_has_no_ratio():
+    text = draw(console.report_parts(report(["u0_atom"]), PAPER, Style()), Style())
+    assert text.splitlines()[4].split() == ["u0_atom", "meV", "53.9", "81.2", "912.3", "-1.5"]
+
+
+def test_a_perfect_prediction_has_an_error_of_zero():
+    rows = {"mu": {"mae": 0.0, "rmse": 0.0, "max": 0.0, "bias": 0.0, "coverage": None, "unit": "D"}}
+    text = draw(console.report_parts(report(properties=rows), PAPER, Style()), Style())
+    assert "0.000" in text
+
+
+def test_what_the_weights_tell_about_themselves():
+    metadata = {
+        "architecture": {"layers": 5},
+        "split_hash": "abc",
+        "epochs": [1, 2],
+        "test_mae": {"mu": 0.0512, "u0": 29.16, "new": 1},
+    }
+    text = draw(console.model_parts("egnn-qm9@1f3a5c7e", metadata), Style())
+    assert "Weights egnn-qm9@1f3a5c7e" in text
+    assert "split hash" in text
+    assert "layers 5" in text
+    assert "1, 2" in text
+    assert "0.0512 D" in text
+    assert "29.2 meV" in text
+
+
+def test_test_errors_come_in_default_units():
+    assert console.test_errors({"test_mae": {"mu": 0.05, "u0": 29.0, "new": 1.0}}) == {
+        "mu": 0.05,
+        "u0": pytest.approx(0.029),
+    }
+    assert console.test_errors({}) == {}
+
+
+def test_progress_shows_on_a_terminal_and_leaves_nothing_elsewhere(monkeypatch):
+    for kind, shown in ((Terminal, True), (io.StringIO, False)):
+        stream = kind()
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setenv("TERM", "xterm")
+        with console.counter(shown=True) as count:
+            count()
+        with console.bar("Evaluating") as advance:
+            advance(3, 10)
+        assert ("1 molecules" in stream.getvalue()) == shown
+        assert ("3/10" in stream.getvalue()) == shown
+
+
+def test_the_style_follows_the_output(monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "97")
+    monkeypatch.setenv("TERM", "xterm")
+    assert console.output_style(None).color is None
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    assert console.output_style(None) == Style(97, "standard", True)
+    assert console.output_style(str(tmp_path / "out.txt")) == Style(97, None, True)

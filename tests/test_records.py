@@ -1,0 +1,92 @@
+import json
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qmprop.records import MESSAGE_CODES, RECORD_SCHEMA, Domain, Message, Record, Value
+from qmprop.targets import TARGETS, UNITS
+
+VALIDATOR = jsonschema.Draft202012Validator(RECORD_SCHEMA)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+MESSAGES = st.builds(Message, st.sampled_from(sorted(MESSAGE_CODES)), st.text())
+
+
+@st.composite
+def values(draw, key):
+    interval = st.none() | st.tuples(NUMBERS, NUMBERS)
+    return Value(draw(NUMBERS), draw(st.sampled_from(sorted(UNITS[TARGETS[key].dimension]))), draw(interval))
+
+
+@st.composite
+def records(draw):
+    status = draw(st.sampled_from(["ok", "warning", "error"]))
+    failed = status == "error"
+    keys = [] if failed else draw(st.lists(st.sampled_from(list(TARGETS)), unique=True, max_size=4))
+    return Record(
+        source=draw(st.text()),
+        index=draw(st.integers(0)),
+        name=draw(st.none() | st.text()),
+        formula=draw(st.none() | st.text()),
+        natoms=draw(st.none() | st.integers(0)),
+        status=status,
+        messages=tuple(draw(st.lists(MESSAGES, min_size=int(failed), max_size=2))),
+        model=draw(st.none() | st.text()),
+        domain=draw(st.none() | st.builds(Domain, st.sampled_from(["in", "out"]), NUMBERS)),
+        properties={key: draw(values(key)) for key in keys},
+    )
+
+
+@given(records())
+def test_a_record_survives_json_and_fits_the_schema(record):
+    data = json.loads(json.dumps(record.to_dict(), allow_nan=False))
+    VALIDATOR.validate(data)
+    assert Record.from_dict(data) == record
+
+
+def test_a_reader_ignores_keys_that_later_versions_add():
+    record = Record("a.xyz", 0)
+    assert Record.from_dict(record.to_dict() | {"added": 1}) == record
+
+
+def test_the_schema_is_a_schema():
+    jsonschema.Draft202012Validator.check_schema(RECORD_SCHEMA)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": "fine"},
+        {"index": -1},
+        {"status": "error"},
+        {"messages": [{"code": "made-up", "text": ""}]},
+        {"properties": {"mu": {"value": 1.0, "unit": "eV", "interval": None}}},
+        {"properties": {"mass": {"value": 1.0, "unit": "D", "interval": None}}},
+        {"status": "error", "messages": [{"code": "periodic", "text": ""}], "properties": {"mu": {}}},
+    ],
+)
+def test_the_schema_refuses_what_a_record_must_not_be(change):
+    with pytest.raises(jsonschema.ValidationError):
+        VALIDATOR.validate(Record("a.xyz", 0).to_dict() | change)
+
+
+def test_the_record_of_the_documentation():
+    value = Value(1.85, "D", (1.80, 1.90))
+    record = Record("water.xyz", 0, None, "H2O", 3, model="egnn-qm9@1f3a5c7e", domain=Domain("in", 0.2))
+    assert Record(**{**_fields(record), "properties": {"mu": value}}).to_dict() == {
+        "source": "water.xyz",
+        "index": 0,
+        "name": None,
+        "formula": "H2O",
+        "natoms": 3,
+        "status": "ok",
+        "messages": [],
+        "model": "egnn-qm9@1f3a5c7e",
+        "domain": {"verdict": "in", "score": 0.2},
+        "properties": {"mu": {"value": 1.85, "unit": "D", "interval": [1.80, 1.90]}},
+    }
+
+
+def _fields(record: Record) -> dict:
+    return {name: getattr(record, name) for name in Record.__dataclass_fields__}
