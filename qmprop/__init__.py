@@ -23,7 +23,7 @@ _WHERE = {
     "TrainConfig": "config",
     "QmpropError": "errors",
 }
-__all__ = [*_WHERE, "__version__"]  # noqa: PLE0604
+__all__ = [*_WHERE, "__version__"]
 try:
     __version__ = version("qmprop")
 except PackageNotFoundError:  # a source tree that was never installed

@@ -63,9 +63,7 @@ def compose(numbers: NDArray[np.integer], centered: Array, offsets: NDArray[np.i
     starts = offsets[:-1]
     counts = [np.add.reduceat((numbers == z).astype(np.float64), starts) for z in ELEMENTS]
     squares = np.square(centered).sum(axis=1) / BOHR_ANGSTROM**2
-    return Composition(
-        np.stack([*counts, np.ones(len(starts))], axis=1), np.add.reduceat(numbers * squares, starts)
-    )
+    return Composition(np.stack([*counts, np.ones(len(starts))], axis=1), np.add.reduceat(numbers * squares, starts))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,7 +138,7 @@ class Baseline:
 
 
 def atomization(key: str, total: Array, composition: Composition) -> Array:
-    """Return the atomisation part of a total energy: the total minus QM9's free atoms, in eV [M].
+    """Return the atomization part of a total energy: the total minus QM9's free atoms, in eV [M].
 
     Args:
         key: "u0", "u", "h" or "g".

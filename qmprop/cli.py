@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from qmprop.errors import UsageError
+from qmprop.errors import QmpropError, UsageError
 
 if TYPE_CHECKING:
     from qmprop.config import TrainConfig
@@ -36,7 +36,9 @@ WeightsOption = Annotated[
     str, typer.Option("-w", "--weights", metavar="NAME|PATH", help="Bundled weights or a weights file.")
 ]
 DeviceOption = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...")]
-DataOption = Annotated[str, typer.Option("--data", metavar="qm9|FILE", help="QM9, or a file.")]
+DataOption = Annotated[
+    str, typer.Option("--data", metavar="qm9|FILE", help="QM9, its cache file, or a labeled .extxyz.")
+]
 
 
 def _show_version(asked: bool) -> None:
@@ -167,7 +169,7 @@ def _create_writer(name: str, units: Mapping[str, str], path: str | None, metada
 
     if name != "table":
         return create_writer(name, units)
-    return TableWriter(units, console.output_style(path), console.test_errors(metadata))
+    return TableWriter(units, console.output_style(path), console.known_errors(metadata))
 
 
 def _refuse_input(output: str | None, inputs: Iterable[str]) -> None:
@@ -180,7 +182,9 @@ def _refuse_input(output: str | None, inputs: Iterable[str]) -> None:
 
 @app.command()
 def train(
-    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", help="Passes over the molecules.")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", help="Passes over the training molecules.")
+    ] = None,
     data: DataOption = "qm9",
     out: Annotated[
         str | None, typer.Option("--out", metavar="FOLDER", help="Folder of the run; else runs/<time>.")
@@ -189,7 +193,7 @@ def train(
         str | None, typer.Option("--resume", metavar="FOLDER", help="Continue the interrupted run in FOLDER.")
     ] = None,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="Train on N molecules only.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of the initial weights and order.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of the random numbers.")] = None,
     batch_size: Annotated[int | None, typer.Option("--batch-size", metavar="N", help="Molecules per step.")] = None,
     lr: Annotated[float | None, typer.Option("--lr", metavar="RATE", help="Largest learning rate.")] = None,
     config: Annotated[
@@ -213,9 +217,29 @@ def train(
     options = {"epochs": epochs, "limit": limit, "seed": seed, "batch_size": batch_size, "lr": lr}
     settings = _load_config(config, resume, options)
     folder = resume or out or os.path.join("runs", time.strftime("%Y-%m-%d_%H-%M-%S"))
-    from qmprop import training
+    from qmprop import console
 
-    training.train(settings, data=data, out_dir=folder, resume=resume is not None, device=device)
+    try:
+        with console.training_monitor() as monitor:
+            from qmprop.training import train as run_training  # takes seconds to import
+
+            result = run_training(
+                settings,
+                data=data,
+                out_dir=folder,
+                resume=resume is not None,
+                device=device,
+                on_load=monitor.load,
+                on_step=monitor.step,
+                on_epoch=monitor.epoch,
+            )
+    except ModuleNotFoundError as error:
+        raise QmpropError(f"training needs {error.name}", "Install it with: pip install 'qmprop[train]'.") from error
+    except KeyboardInterrupt:
+        if os.path.exists(os.path.join(folder, "config.toml")):
+            console.print_note(f"interrupted; 'qmprop train --resume {folder}' continues after the last whole epoch")
+        raise
+    console.print_note(f"the run is in {result.folder}; its weights: {result.weights}")
     return OK
 
 
@@ -243,6 +267,10 @@ def evaluate(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, metavar="N", help="The first N molecules only.")
     ] = None,
+    units: Annotated[
+        list[str] | None,
+        typer.Option("-u", "--units", metavar="UNITS", help="Units of the labels in FILE, as for predict."),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> int:
     """Measure the errors of the weights against reference values.
@@ -252,7 +280,7 @@ def evaluate(
     Examples:
       qmprop eval
       qmprop eval -w runs/long/weights.safetensors --split valid -f json
-      qmprop eval --data labelled.extxyz
+      qmprop eval --data labeled.extxyz
     """
     from qmprop import console, evaluation
     from qmprop.writers import Output
@@ -265,6 +293,7 @@ def evaluate(
             geometry=geometry,
             device=device,
             limit=limit,
+            units=",".join(units) if units else None,
             on_progress=advance,
         ).to_dict()
     if format == "json":
@@ -303,6 +332,7 @@ def _versions() -> dict[str, str]:
 def _devices() -> dict[str, str]:
     import torch
 
-    devices = {"cpu": f"{torch.get_num_threads()} threads"}
+    threads = torch.get_num_threads()
+    devices = {"cpu": f"{threads} thread{'' if threads == 1 else 's'}"}
     devices |= {f"cuda:{index}": torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
     return devices

@@ -94,7 +94,8 @@ class TrainConfig:
             positive = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
             _require(positive and (value > 0 or name == "weight_decay"), name, value, "a positive number")
             object.__setattr__(self, name, float(value))
-        _require(0.0 <= self.ema_decay < 1.0, "ema_decay", self.ema_decay, "at least 0 and below 1")
+        decay = self.ema_decay
+        _require(isinstance(decay, int | float) and 0 <= decay < 1, "ema_decay", decay, "at least 0 and below 1")
         if self.limit is not None:
             _require(_is_int(self.limit) and self.limit >= 2, "limit", self.limit, "a whole number, 2 or more")
 

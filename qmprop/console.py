@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -26,10 +26,17 @@ from rich.progress import (
 from rich.text import Text
 
 from qmprop.errors import QmpropError
+from qmprop.monitor import TrainingMonitor
 from qmprop.records import Record
 from qmprop.tables import Style, draw, label, new_table, printable
 from qmprop.targets import TARGETS, unit_factor
 from qmprop.writers import Output
+
+#: Mean absolute errors in the weights' metadata, in evaluation units; the first there is decides the digits shown.
+_ERRORS: Final = {
+    "test_mae": "Mean absolute error on the test split",
+    "validation_mae": "Mean absolute error on the validation molecules",
+}
 
 
 def print_error(error: QmpropError) -> None:
@@ -134,6 +141,11 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+def training_monitor() -> TrainingMonitor:
+    """Return a view of a training run on stderr."""
+    return TrainingMonitor(_stderr())
+
+
 def writes_to_terminal() -> bool:
     """Return whether standard output is a terminal."""
     return _is_terminal(sys.stdout)
@@ -160,45 +172,40 @@ def report_parts(report: Mapping[str, Any], paper: Mapping[str, float], style: S
         numbers = [f"{row[name]:{'+' if name == 'bias' else ''}.{digits}f}" for name in errors]
         reference = [f"{paper[key]:g}", f"{row['mae'] / paper[key]:.2f}"] if key in paper else ["", ""]
         table.add_row(key, row["unit"], *numbers, *reference)
-    geometry = f", {report['geometry']} geometries" if report["geometry"] else ""
-    split = f" {report['split']}" if report["split"] else ""
-    title = Text(f" {printable(str(report['data']))}{split}{geometry}: {report['molecules']:,} molecules", style="bold")
+    where = str(report["data"]) + ("" if report["split"] == "all" else f" {report['split']} split")
+    where += "" if report["geometry"] == "file" else f", {report['geometry'].upper()} geometries"
+    title = Text(
+        f" {printable(where)}: {report['molecules']:,} molecules", style="bold", no_wrap=True, overflow="ignore"
+    )
     return [title, table, Text(), Text(f" model {report['weights']}", style="dim")]
 
 
 def facts_parts(title: str, facts: Mapping[str, object]) -> list[RenderableType]:
     """Return a titled list of names and values."""
     width = max((len(name) for name in facts), default=0)
-    lines = [Text(f"   {name.ljust(width)}  {printable(str(value))}") for name, value in facts.items()]
-    return [Text(f" {title}", style="bold"), *lines, Text()]
+    lines = [f"   {name.ljust(width)}  {printable(str(value))}" for name, value in facts.items()]
+    return [Text(f" {title}", style="bold"), *(Text(line, no_wrap=True, overflow="ignore") for line in lines), Text()]
 
 
 def model_parts(name: str, metadata: Mapping[str, Any]) -> list[RenderableType]:
     """Return what is known about the weights, for `info`."""
-    facts: dict[str, object] = {}
-    for key, value in metadata.items():
-        if key != "test_mae":
-            facts[key.replace("_", " ")] = _plain(value)
+    facts = {key.replace("_", " "): _plain(value) for key, value in metadata.items() if key not in _ERRORS}
     parts = facts_parts(f"Weights {name}", facts)
-    errors = metadata.get("test_mae")
-    if isinstance(errors, Mapping):
-        parts += facts_parts("Mean absolute error on QM9's test split", error_facts(errors))
+    for kind, title in _ERRORS.items():
+        if isinstance(errors := metadata.get(kind), Mapping):
+            known = {key: error for key, error in errors.items() if key in TARGETS}
+            texts = {key: f"{error:.{_digits(error)}f} {TARGETS[key].evaluation_unit}" for key, error in known.items()}
+            parts += facts_parts(title, texts)
     return parts
 
 
-def test_errors(metadata: Mapping[str, Any]) -> dict[str, float]:
-    """Return the weights' test error by key, in default units; empty where they do not tell."""
-    errors = metadata.get("test_mae")
-    if not isinstance(errors, Mapping):
-        return {}
+def known_errors(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """Return the weights' error by key, in default units: on the test split, else on the validation molecules."""
+    errors: Mapping[str, float] = next(
+        (metadata[kind] for kind in _ERRORS if isinstance(metadata.get(kind), Mapping)), {}
+    )
     scale = {key: unit_factor(key, TARGETS[key].evaluation_unit) for key in TARGETS}
     return {key: float(error) * scale[key] for key, error in errors.items() if key in TARGETS}
-
-
-def error_facts(errors: Mapping[str, float]) -> dict[str, str]:
-    """Return test errors, in evaluation units, as text with their unit."""
-    known = {key: error for key, error in errors.items() if key in TARGETS}
-    return {key: f"{error:.{_digits(error)}f} {TARGETS[key].evaluation_unit}" for key, error in known.items()}
 
 
 class _SpeedColumn(ProgressColumn):

@@ -197,9 +197,7 @@ class EGNN(nn.Module):
             h, v = layer(h, v, radial, units, smooth, receivers, senders)
         return radial, smooth, self.norm(h), v
 
-    def _charges(
-        self, a: Tensor, radial: Tensor, smooth: Tensor, receivers: Tensor, senders: Tensor
-    ) -> Tensor:
+    def _charges(self, a: Tensor, radial: Tensor, smooth: Tensor, receivers: Tensor, senders: Tensor) -> Tensor:
         """Return latent charges in e that are neutral in every connected fragment [N].
 
         q_i = sum_j f_ij with the flow f_ij = sum_k (p_ik - p_jk) g_k(d_ij) = -f_ji.

@@ -118,9 +118,7 @@ def _dense_pairs(
     return np.stack([starts[molecule] + receiver, starts[molecule] + sender])
 
 
-def _tree_pairs(
-    positions: NDArray[np.floating[Any]], start: int, size: int, cutoff: float
-) -> NDArray[np.int64]:
+def _tree_pairs(positions: NDArray[np.floating[Any]], start: int, size: int, cutoff: float) -> NDArray[np.int64]:
     """Pairs within one large molecule: [2, E], receivers ascending."""
     from scipy.spatial import cKDTree
 

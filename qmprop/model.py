@@ -30,14 +30,14 @@ from qmprop.egnn import EGNN, LATENTS, sum_atoms
 from qmprop.errors import ConfigError, DeviceError, OutputError, WeightsError
 from qmprop.graph import build_graph, concatenate
 from qmprop.molecule import Molecule
-from qmprop.targets import ATOMISATION_KEYS, DEFAULT_KEYS, TARGETS
+from qmprop.targets import ATOMIZATION_KEYS, DEFAULT_KEYS, TARGETS
 
 Array = NDArray[np.float64]
 
 BUNDLED: Final = "egnn-qm9"
 _FORMAT: Final = "qmprop-weights-1"
 _MAX_FILE_SIZE: Final = 1 << 30
-_BATCH_ATOMS: Final = 4096
+_BATCH_ATOMS: Final = 1024
 
 
 class Model:
@@ -90,7 +90,7 @@ class Model:
         numbers, positions, offsets = concatenate(molecules)
         values, composition = self._predict_batch(numbers, positions, offsets)
         properties = dict(zip(DEFAULT_KEYS, values.T, strict=True))
-        for key in ATOMISATION_KEYS:
+        for key in ATOMIZATION_KEYS:
             total = TARGETS[key].total
             assert total is not None
             properties[key] = atomization(total, properties[total], composition)
@@ -134,7 +134,7 @@ class Model:
         composition = compose(numbers, centered, offsets)
         graph = build_graph(numbers, centered, offsets, self.config.cutoff).to(self.device)
         with torch.inference_mode():
-            outputs = self.network(*graph.arguments()).double().cpu().numpy()
+            outputs = self.network(*graph.arguments()).cpu().double().numpy()
         return self.baseline.restore(outputs, composition), composition
 
 
@@ -164,7 +164,7 @@ def load_model(name_or_path: str | Path = BUNDLED, *, device: str = "auto") -> M
         tensors = load_tensors(content)
         config = ModelConfig(**json.loads(header["architecture"]))
         metadata = {key: json.loads(text) for key, text in header.items() if key != "format"}
-    except (SafetensorError, ConfigError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, ConfigError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     network, baseline = _assemble(config, tensors, path)
     digest = hashlib.sha256(content).hexdigest()
@@ -214,7 +214,8 @@ def find_weights(name_or_path: str | Path) -> Path:
             return bundled
     names = sorted(file.stem for folder in _bundled_folders() for file in folder.glob("*.safetensors"))
     raise WeightsError(
-        f"no weights '{name_or_path}'", f"Give the path of a .safetensors file, or one of: {', '.join(names) or 'none'}."
+        f"no weights '{name_or_path}'",
+        f"Give the path of a .safetensors file, or one of: {', '.join(names) or 'none'}.",
     )
 
 
@@ -263,6 +264,9 @@ def _read_header(content: bytes, path: Path) -> dict[str, str]:
 
 def _assemble(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -> tuple[EGNN, Baseline]:
     """Put tensors into a network and a baseline; every name, shape and number has to be right."""
+    layers = len({key.split(".")[2] for key in tensors if key.startswith("network.layers.")})
+    if layers != config.layers:  # before a network is built that may be far larger than the file
+        raise _damaged(path, f"it has {layers} layers where its architecture says {config.layers}")
     with torch.device("meta"):
         network = EGNN(config)
     expected = {f"network.{key}": (value.shape, value.dtype) for key, value in network.state_dict().items()}
@@ -271,12 +275,16 @@ def _assemble(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) ->
     found = {key: (value.shape, value.dtype) for key, value in tensors.items()}
     for key in sorted(expected.keys() | found.keys()):
         if expected.get(key) != found.get(key):
-            wanted, got = (f"{list(item[0])} {item[1]}" if item else "nothing" for item in (expected.get(key), found.get(key)))
+            wanted, got = (
+                f"{list(item[0])} {item[1]}" if item else "nothing" for item in (expected.get(key), found.get(key))
+            )
             raise _damaged(path, f"tensor '{key}' should be {wanted} but is {got}")
         if not bool(torch.isfinite(tensors[key]).all()):
             raise _damaged(path, f"tensor '{key}' has a NaN or infinite number")
     network = EGNN(config)
-    network.load_state_dict({key.removeprefix("network."): tensors[key] for key in expected if key.startswith("network.")})
+    network.load_state_dict(
+        {key.removeprefix("network."): tensors[key] for key in expected if key.startswith("network.")}
+    )
     baseline = Baseline(tensors["baseline.coefficients"].numpy(), tensors["baseline.scales"].numpy())
     return network, baseline
 

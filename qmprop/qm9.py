@@ -1,4 +1,4 @@
-"""QM9 and other labelled molecules as flat arrays: parse, verify, cache and split them.
+"""QM9 and other labeled molecules as flat arrays: parse, verify, cache and split them.
 
 QM9 comes from the CSV files of the PyPI package `qm9pack`. Parsing takes about 20 s, so it is done once and kept in a
 compact cache file: a magic line, the SHA-256 of the body, and a compressed npz body. Nothing in it is ever unpickled.
@@ -32,7 +32,7 @@ from qmprop.errors import DataError, OutputError
 from qmprop.molecule import Molecule, find_error
 from qmprop.targets import (
     ATOM_ENERGIES_HARTREE,
-    ATOMISATION_KEYS,
+    ATOMIZATION_KEYS,
     DEFAULT_KEYS,
     ELEMENTS,
     HARTREE_EV,
@@ -169,7 +169,7 @@ def load_data(
     if not path.is_file():
         raise DataError(f"there is no data file '{path}'", "Give qm9, a cache file, or an extxyz file with labels.")
     if not is_cache(path):
-        return load_labelled(path, units=units)
+        return load_labeled(path, units=units)
     dataset = read_cache(path)
     if dataset.name == "qm9" and len(dataset) == QM9_SIZE:
         _verify_qm9(dataset)
@@ -203,7 +203,7 @@ def load_qm9(*, cache_file: Path | None = None, progress: Progress | None = None
     return dataset
 
 
-def load_labelled(path: str | Path, *, units: str | Iterable[str] | Mapping[str, str] | None = None) -> Dataset:
+def load_labeled(path: str | Path, *, units: str | Iterable[str] | Mapping[str, str] | None = None) -> Dataset:
     """Return the molecules of an extxyz file whose info entries carry reference values: `mu=1.85 u0=-2079.1`.
 
     Any subset of the property keys will do. Atomization energies, `u0_atom` and so on, are turned into totals where the
@@ -381,7 +381,7 @@ def _read_extxyz(path: Path) -> Iterator[tuple[Molecule, Mapping[str, Any]]]:
 def _read_labels(molecule: Molecule, info: Mapping[str, Any], factors: Mapping[str, float]) -> NDArray[np.float64]:
     """Return the labels [12] in default units, NaN where absent."""
     labels = {key: float(info[key]) * factors[key] for key in factors.keys() & info.keys()}
-    for key in ATOMISATION_KEYS:
+    for key in ATOMIZATION_KEYS:
         total = TARGETS[key].total
         if key in labels and total is not None and total not in labels:
             atoms = sum(ATOM_ENERGIES_HARTREE[total][number] for number in molecule.numbers.tolist())

@@ -99,9 +99,7 @@ class Record:
             "status": self.status,
             "messages": [{"code": message.code, "text": message.text} for message in self.messages],
             "model": self.model,
-            "domain": None
-            if self.domain is None
-            else {"verdict": self.domain.verdict, "score": self.domain.score},
+            "domain": None if self.domain is None else {"verdict": self.domain.verdict, "score": self.domain.score},
             "properties": {
                 key: {
                     "value": value.value,
@@ -127,9 +125,7 @@ class Record:
             model=data["model"],
             domain=None if domain is None else Domain(domain["verdict"], domain["score"]),
             properties={
-                key: Value(
-                    item["value"], item["unit"], None if item["interval"] is None else tuple(item["interval"])
-                )
+                key: Value(item["value"], item["unit"], None if item["interval"] is None else tuple(item["interval"]))
                 for key, item in data["properties"].items()
             },
         )

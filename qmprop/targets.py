@@ -53,7 +53,7 @@ class Target:
         extensive: Whether it adds up over fragments that are far apart.
         qm9_column: Column of the `qm9pack` files it comes from.
         qm9_unit: Unit of that column.
-        total: For an atomisation energy, the key of the total energy it is derived from.
+        total: For an atomization energy, the key of the total energy it is derived from.
     """
 
     key: str
@@ -78,9 +78,7 @@ class Target:
 
 _ALL = (
     Target("mu", "μ", "dipole moment (norm)", "dipole", False, "Dipole_debye", "D"),
-    Target(
-        "alpha", "α", "isotropic polarisability", "polarizability", True, "Polarizability_bohr3", "a0^3"
-    ),
+    Target("alpha", "α", "isotropic polarizability", "polarizability", True, "Polarizability_bohr3", "a0^3"),
     Target("homo", "ε(HOMO)", "energy of the highest occupied orbital", "energy", False, "HOMO_au", "Ha"),
     Target("lumo", "ε(LUMO)", "energy of the lowest unoccupied orbital", "energy", False, "LUMO_au", "Ha"),
     Target("gap", "Δε", "LUMO - HOMO", "energy", False, "HOMO_LUMO_gap_au", "Ha"),
@@ -90,19 +88,17 @@ _ALL = (
     Target("u", "U", "total internal energy at 298.15 K", "energy", True, "InternalEnergy_298K_au", "Ha"),
     Target("h", "H", "total enthalpy at 298.15 K", "energy", True, "Enthalphy_298K_au", "Ha"),
     Target("g", "G", "total free energy at 298.15 K", "energy", True, "GibbsFreeEnergy_298K_au", "Ha"),
-    Target(
-        "cv", "Cᵥ", "heat capacity at 298.15 K", "heat capacity", True, "Heatcapacity_Cv_cal_mol_K", "cal/(mol K)"
-    ),
-    Target("u0_atom", "U₀ at.", "atomisation part of U0", "energy", True, "", "", total="u0"),
-    Target("u_atom", "U at.", "atomisation part of U", "energy", True, "", "", total="u"),
-    Target("h_atom", "H at.", "atomisation part of H", "energy", True, "", "", total="h"),
-    Target("g_atom", "G at.", "atomisation part of G", "energy", True, "", "", total="g"),
+    Target("cv", "Cᵥ", "heat capacity at 298.15 K", "heat capacity", True, "Heatcapacity_Cv_cal_mol_K", "cal/(mol K)"),
+    Target("u0_atom", "U₀ at.", "atomization part of U0", "energy", True, "", "", total="u0"),
+    Target("u_atom", "U at.", "atomization part of U", "energy", True, "", "", total="u"),
+    Target("h_atom", "H at.", "atomization part of H", "energy", True, "", "", total="h"),
+    Target("g_atom", "G at.", "atomization part of G", "energy", True, "", "", total="g"),
 )
 
 TARGETS: Final[Mapping[str, Target]] = {target.key: target for target in _ALL}
 #: The twelve properties of QM9, in the order of every table, array and file of this project.
 DEFAULT_KEYS: Final = tuple(target.key for target in _ALL if target.total is None)
-ATOMISATION_KEYS: Final = tuple(target.key for target in _ALL if target.total is not None)
+ATOMIZATION_KEYS: Final = tuple(target.key for target in _ALL if target.total is not None)
 
 #: Elements QM9 covers, by atomic number.
 ELEMENTS: Final[Mapping[int, str]] = {1: "H", 6: "C", 7: "N", 8: "O", 9: "F"}

@@ -29,6 +29,7 @@ from qmprop.baseline import Baseline, center, compose
 from qmprop.config import TrainConfig
 from qmprop.egnn import EGNN, LATENTS
 from qmprop.errors import ConfigError, DataError, OutputError, TrainingError
+from qmprop.evaluation import evaluate
 from qmprop.graph import Graph, build_graph
 from qmprop.model import Model, choose_device, save_model
 from qmprop.qm9 import Dataset as Molecules
@@ -89,10 +90,10 @@ def train(
 
     Args:
         config: The settings.
-        data: "qm9", the compact cache file, or a labelled extxyz file.
+        data: "qm9", the compact cache file, or a labeled extxyz file.
         out_dir: The run folder; it receives config.toml, split.json, logs, a checkpoint after every epoch and, at the
             end, weights.safetensors.
-        resume: Continue the run in `out_dir` after its last whole epoch.
+        resume: Continue the run in `out_dir` after its last whole epoch, or from the start if it has none.
         device: "auto", "cpu", "cuda", ...
         on_epoch: Called after every epoch.
         on_step: Called after every step with the steps done and to do, and the loss.
@@ -116,7 +117,12 @@ def train(
     if module.last is None:
         raise TrainingError(f"the run in {folder} has no finished epoch", f"Continue with --resume {folder}.")
     weights = folder / WEIGHTS_FILE
-    save_model(weights, module.averaged, module.baseline, module.describe())
+    metadata = module.describe()
+    model = Model(copy.deepcopy(module.averaged), module.baseline, metadata=metadata, device=chosen)
+    if len(splits["test"]):
+        report = evaluate(weights=model, data=data, split="test")
+        metadata["test_mae"] = {key: _shorten(errors.mae) for key, errors in report.properties.items()}
+    save_model(weights, module.averaged, module.baseline, metadata)
     return TrainResult(folder, weights, module.last)
 
 
@@ -247,6 +253,8 @@ class _Module(pl.LightningModule):
             raise TrainingError(f"the loss is {loss} in epoch {self.current_epoch + 1}", "Try a smaller --lr.")
         torch.set_num_threads(self.threads)
         mae = self._validate()
+        if not np.isfinite(list(mae.values())).all():
+            raise TrainingError(f"the weights are not finite in epoch {self.current_epoch + 1}", "Try a smaller --lr.")
         total = time.monotonic() - self.started
         rate = len(self.training_set) / seconds
         epoch = self.current_epoch + 1
@@ -267,7 +275,7 @@ class _Module(pl.LightningModule):
             "training_molecules": len(self.training_set),
             "version": qmprop.__version__,
             "properties": {key: TARGETS[key].unit for key in DEFAULT_KEYS},
-            "validation_mae": {key: float(f"{value:.5g}") for key, value in self.last.mae.items()},
+            "validation_mae": {key: _shorten(value) for key, value in self.last.mae.items()},
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -279,6 +287,7 @@ class _Module(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Bring the finished epochs back."""
         self.history = [EpochResult(*row) for row in checkpoint["history"]]
+        self.batches.set_epoch(len(self.history))  # the trainer draws the first order before it tells the epoch
 
     def _gradients(self, batch: NDArray[np.int64]) -> tuple[Tensor, tuple[Tensor, ...]]:
         graph, labels = self._look_up(batch)
@@ -290,9 +299,7 @@ class _Module(pl.LightningModule):
         starts, ends = self.training_set.offsets[batch], self.training_set.offsets[batch + 1]
         offsets = np.concatenate([[0], np.cumsum(ends - starts)])
         atoms = np.repeat(starts - offsets[:-1], ends - starts) + np.arange(offsets[-1])
-        graph = build_graph(
-            self.training_set.numbers[atoms], self.positions[atoms], offsets, self.config.model.cutoff
-        )
+        graph = build_graph(self.training_set.numbers[atoms], self.positions[atoms], offsets, self.config.model.cutoff)
         return graph.to(self.device), self.labels[torch.from_numpy(batch)].to(self.device)
 
     def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -307,9 +314,13 @@ class _Module(pl.LightningModule):
         data = self.validation_set
         model = Model(copy.deepcopy(self.averaged), self.baseline, device=self.device)
         predictions = np.concatenate(list(model.predict_arrays(data.numbers, data.positions, data.offsets)))
-        errors = np.nanmean(np.abs(predictions - data.targets), axis=0)
-        units = {key: unit_factor(key, TARGETS[key].evaluation_unit) for key in DEFAULT_KEYS}
-        return {key: float(error) / units[key] for key, error in zip(DEFAULT_KEYS, errors, strict=True)}
+        mae = {}
+        for key, found, known in zip(DEFAULT_KEYS, predictions.T, data.targets.T, strict=True):
+            labeled = ~np.isnan(known)  # a user's file may lack labels here
+            if labeled.any():
+                error = float(np.abs(found - known)[labeled].mean())
+                mae[key] = error / unit_factor(key, TARGETS[key].evaluation_unit)
+        return mae
 
     def _stop(self, parts: list[NDArray[np.int64]], losses: list[Tensor]) -> None:
         bad = np.concatenate([part for part, loss in zip(parts, losses, strict=True) if not torch.isfinite(loss)])
@@ -323,16 +334,19 @@ class _Module(pl.LightningModule):
 def _run(module: _Module, folder: Path, device: torch.device, resume: bool) -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     checkpoint = ModelCheckpoint(
-        dirpath=folder, filename=CHECKPOINT_FILE.removesuffix(".ckpt"), save_on_train_epoch_end=True, save_top_k=1,
+        dirpath=folder,
+        filename=CHECKPOINT_FILE.removesuffix(".ckpt"),
+        save_on_train_epoch_end=True,
+        save_top_k=1,
         enable_version_counter=False,
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_utilities|torch)\.")
+        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric|lightning_utilities|torch)\.")
         trainer = pl.Trainer(
             max_epochs=module.config.epochs,
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=[device.index or 0] if device.type == "cuda" else 1,
-            logger=[CSVLogger(folder, name="", version="logs"), TensorBoardLogger(folder, name="", version="logs")],
+            logger=[_open_log(folder), TensorBoardLogger(folder, name="", version="logs")],
             callbacks=[checkpoint],
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -340,7 +354,8 @@ def _run(module: _Module, folder: Path, device: torch.device, resume: bool) -> N
             use_distributed_sampler=False,
         )
         try:
-            trainer.fit(module, ckpt_path=folder / CHECKPOINT_FILE if resume else None, weights_only=True)
+            last = folder / CHECKPOINT_FILE
+            trainer.fit(module, ckpt_path=last if resume and last.exists() else None, weights_only=True)
         except SystemExit as error:  # how the trainer leaves after Ctrl-C
             if trainer.state.status == "interrupted":
                 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -351,17 +366,28 @@ def _run(module: _Module, folder: Path, device: torch.device, resume: bool) -> N
             module.pool.shutdown(cancel_futures=True)
 
 
+def _open_log(folder: Path) -> CSVLogger:
+    """Return a logger that goes on with the rows of a resumed run; CSVLogger alone deletes them."""
+    logger = CSVLogger(folder, name="", version="logs")
+    file = Path(logger.log_dir) / "metrics.csv"
+    rows = file.read_bytes() if file.exists() else None
+    _ = logger.experiment  # which deletes the file
+    if rows is not None:
+        file.write_bytes(rows)
+    return logger
+
+
 def _limited_splits(molecules: Molecules, config: TrainConfig) -> dict[str, NDArray[np.int64]]:
     splits = split_data(molecules)
     if config.limit is not None:
         splits = splits | {"train": splits["train"][: config.limit]}
     if len(splits["train"]) < 2 or len(splits["choose"]) < 1:
         raise DataError(f"{molecules.name} has {len(molecules)} molecules, too few to train on", "Use ten or more.")
-    unlabelled = np.flatnonzero(np.isnan(molecules.targets[splits["train"]]).any(axis=1))
-    if len(unlabelled):
+    unlabeled = np.flatnonzero(np.isnan(molecules.targets[splits["train"]]).any(axis=1))
+    if len(unlabeled):
         raise DataError(
-            f"{len(unlabelled)} training molecules of {molecules.name} lack a label, the first is "
-            f"molecule {splits['train'][unlabelled[0]]}",
+            f"{len(unlabeled)} training molecules of {molecules.name} lack a label, the first is "
+            f"molecule {splits['train'][unlabeled[0]]}",
             f"Every training molecule needs all of: {', '.join(DEFAULT_KEYS)}.",
         )
     return splits
@@ -379,8 +405,8 @@ def _open_folder(
         "ids": {name: molecules.ids[rows].tolist() for name, rows in splits.items() if name != "valid"},
     }
     if resume:
-        if not (folder / CHECKPOINT_FILE).is_file():
-            raise ConfigError(f"{folder} holds no checkpoint to resume", "Start a new run without --resume.")
+        if not all((folder / name).is_file() for name in (CONFIG_FILE, SPLIT_FILE)):
+            raise ConfigError(f"{folder} holds no run to resume", "Start a new run without --resume.")
         changed = _changes(TrainConfig.from_toml(folder / CONFIG_FILE).to_dict(), config.to_dict())
         if changed:
             raise ConfigError(
@@ -412,6 +438,10 @@ def _split_hash(splits: dict[str, NDArray[np.int64]]) -> str:
     for name in ("train", "choose", "calibrate", "test"):
         digest.update(np.ascontiguousarray(splits[name], dtype="<i8").tobytes())
     return digest.hexdigest()
+
+
+def _shorten(value: float) -> float:
+    return float(f"{value:.5g}")
 
 
 def _identity(batch: NDArray[np.int64]) -> NDArray[np.int64]:

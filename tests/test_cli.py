@@ -52,7 +52,12 @@ def fake(monkeypatch):
 def trained(monkeypatch):
     """Calls of `training.train`, which does nothing."""
     calls = []
-    fake = SimpleNamespace(train=lambda config, **options: calls.append((config, options)))
+
+    def train(config, **options):
+        calls.append((config, options))
+        return SimpleNamespace(folder=options["out_dir"], weights="weights.safetensors")
+
+    fake = SimpleNamespace(train=train)
     monkeypatch.setitem(sys.modules, "qmprop.training", fake)
     monkeypatch.setattr(qmprop, "training", fake, raising=False)
     return calls
@@ -325,7 +330,11 @@ def test_eval_shows_a_table_or_json(monkeypatch, capfd):
         "0.029",
         "1.72",
     ]
-    assert {"split": "valid", "limit": 20, "weights": "my.safetensors", "geometry": "dft"}.items() <= calls[0].items()
+    asked = {"split": "valid", "limit": 20, "weights": "my.safetensors", "geometry": "dft", "units": None}
+    assert asked.items() <= calls[0].items()
+    assert run(["eval", "--data", "my.extxyz", "-u", "kcal", "-u", "mu=ea0"]) == 0
+    assert {"data": "my.extxyz", "units": "kcal,mu=ea0"}.items() <= calls[1].items()
+    capfd.readouterr()
     assert run(["eval", "-f", "json"]) == 0
     assert json.loads(capfd.readouterr().out) == FakeReport().to_dict()
 
@@ -350,7 +359,7 @@ def test_the_closed_pipe_is_quiet(folder):
     assert json.loads(process.stdout.readline())["index"] == 0
     process.stdout.close()
     assert process.stderr.read() == ""
-    assert process.wait(30) == 141
+    assert process.wait(120) == 141
     process.stderr.close()
 
 
@@ -358,7 +367,7 @@ def test_the_closed_pipe_is_quiet(folder):
 def test_a_full_disk_behind_stdout_is_one_line(name):
     with open("/dev/full", "w") as full:
         process = start(["predict", WATER, "-f", name], stdout=full)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
     assert (process.returncode, errors) == (1, FULL)
 
 
@@ -366,7 +375,7 @@ def test_a_full_disk_behind_stdout_is_one_line(name):
 def test_help_that_cannot_be_written_is_one_line(option):
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "qmprop", option]
-        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30)
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
     assert result.returncode == 1
     assert "No space left on device" in result.stderr
     assert result.stderr.count("\n") == 1
@@ -379,16 +388,16 @@ def test_an_interrupt_leaves_whole_lines_or_the_old_file(folder, number):
     to_file = start(["predict", "many.xyz", "-o", "out.csv", "--batch-size", "1"], delay=0.2)
     to_stdout = start(["predict", "many.xyz", "-f", "jsonl", "--batch-size", "1"], delay=0.2)
     lines = [to_stdout.stdout.readline() for _ in range(2)]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not list(folder.glob(".out.csv.*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     for process in (to_file, to_stdout):
         process.send_signal(number)
-    rest, errors = to_stdout.communicate(timeout=30)
+    rest, errors = to_stdout.communicate(timeout=120)
     assert (to_stdout.returncode, errors) == (130, "")
     assert rest == "" or rest.endswith("\n")
     assert len([json.loads(line) for line in lines + rest.splitlines()]) < 100
-    assert to_file.communicate(timeout=30) == ("", "")
+    assert to_file.communicate(timeout=120) == ("", "")
     assert to_file.returncode == 130
     assert Path("out.csv").read_text() == "old"
     assert not list(folder.glob(".out.csv.*"))
@@ -396,14 +405,14 @@ def test_an_interrupt_leaves_whole_lines_or_the_old_file(folder, number):
 
 def test_standard_input_to_standard_output(folder):
     process = start(["predict", "-", "-f", "jsonl"], stdin=subprocess.PIPE)
-    out, errors = process.communicate(WATER_XYZ + WATER_XYZ, timeout=30)
+    out, errors = process.communicate(WATER_XYZ + WATER_XYZ, timeout=120)
     assert (process.returncode, errors) == (0, "")
     assert [(record["source"], record["index"]) for record in map(json.loads, out.splitlines())] == [("-", 0), ("-", 1)]
 
 
 def test_the_module_runs_as_the_command_does():
     command = [sys.executable, "-m", "qmprop", "--version"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert result.stdout == f"qmprop {__version__}\n"
 
 

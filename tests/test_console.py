@@ -98,7 +98,7 @@ def test_a_stop_at_the_first_error_is_mentioned(capsys):
 def test_the_table_of_eval_fits_and_compares_with_the_paper(width):
     text = draw(console.report_parts(report(), PAPER, Style(width)), Style(width))
     lines = text.splitlines()
-    assert lines[0] == " qm9 test, dft geometries: 13,083 molecules"
+    assert lines[0] == " qm9 test split, DFT geometries: 13,083 molecules"
     maximum = [] if width == 60 else ["max"]
     assert lines[1].split() == ["EGNN"]
     assert lines[2].split() == ["property", "unit", "MAE", "RMSE", *maximum, "bias", "paper", "ratio"]
@@ -106,6 +106,11 @@ def test_the_table_of_eval_fits_and_compares_with_the_paper(width):
     assert lines[6].split() == ["homo", "meV", "53.9", "81.2", *(["912.3"] if maximum else []), "-1.5", "10", "5.39"]
     assert max(map(len, lines)) <= width
     assert "egnn-qm9@1f3a5c7e" in lines[-1]
+
+
+def test_a_file_is_named_without_split_and_geometry():
+    parts = console.report_parts(report(data="my.extxyz", split="all", geometry="file"), PAPER, Style())
+    assert draw(parts, Style()).splitlines()[0] == " my.extxyz: 13,083 molecules"
 
 
 def test_a_property_the_paper_does_not_have_has_no_ratio():
@@ -135,12 +140,17 @@ def test_what_the_weights_tell_about_themselves():
     assert "29.2 meV" in text
 
 
-def test_test_errors_come_in_default_units():
-    assert console.test_errors({"test_mae": {"mu": 0.05, "u0": 29.0, "new": 1.0}}) == {
-        "mu": 0.05,
-        "u0": pytest.approx(0.029),
-    }
-    assert console.test_errors({}) == {}
+@pytest.mark.parametrize("kinds", [["test_mae"], ["validation_mae"], ["validation_mae", "test_mae"]])
+def test_the_errors_of_the_weights_come_in_default_units(kinds):
+    errors = {"test_mae": {"mu": 0.05, "u0": 29.0, "new": 1.0}, "validation_mae": {"mu": 0.05, "u0": 29.0}}
+    metadata = {kind: errors[kind] for kind in kinds}
+    assert console.known_errors(metadata) == {"mu": 0.05, "u0": pytest.approx(0.029)}
+
+
+def test_the_test_error_counts_more_than_the_validation_error():
+    metadata = {"validation_mae": {"mu": 9.0}, "test_mae": {"mu": 0.05}}
+    assert console.known_errors(metadata) == {"mu": 0.05}
+    assert console.known_errors({}) == {}
 
 
 def test_progress_shows_on_a_terminal_and_leaves_nothing_elsewhere(monkeypatch):

@@ -17,7 +17,7 @@ WATER = PACKAGE.parent / "examples" / "water.xyz"
 LAYERS = (
     ["errors", "targets", "config", "records", "molecule", "egnn", "baseline", "graph", "model", "formats", "readers"]
     + ["tables", "writers", "trust", "inference", "qm9", "geometries", "evaluation", "report", "training"]
-    + ["console", "cli", "__main__"]
+    + ["monitor", "console", "cli", "__main__"]
 )
 HEAVY = ("torch", "torch_geometric", "ase", "rdkit", "pytorch_lightning", "scipy")
 
@@ -65,7 +65,7 @@ def test_only_the_console_prints(path):
 def _loaded(code: str) -> set[str]:
     """Return which heavy packages a fresh process holds after running the code."""
     check = f"\nimport sys; print('LOADED', *[name for name in {HEAVY!r} if name in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, timeout=60)
+    result = subprocess.run([sys.executable, "-c", code + check], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0, result.stderr
     return set(result.stdout.splitlines()[-1].split()[1:])
 

@@ -1,4 +1,4 @@
-"""QM9: the real data, the cache file that holds it, EGNN's split, and users' labelled files."""
+"""QM9: the real data, the cache file that holds it, EGNN's split, and users' labeled files."""
 
 from __future__ import annotations
 
@@ -23,11 +23,6 @@ from qmprop.targets import ATOM_ENERGIES_HARTREE, DEFAULT_KEYS, HARTREE_EV, TARG
 
 COLUMN = {key: index for index, key in enumerate(DEFAULT_KEYS)}
 WATER = "O 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
-
-
-@pytest.fixture(scope="session")
-def full() -> Dataset:
-    return qm9.load_qm9()
 
 
 @pytest.fixture(scope="session")
@@ -393,7 +388,7 @@ class TestSplit:
         assert len(qm9.split_data(small)["train"]) == 18
 
 
-class TestLabelled:
+class TestLabeled:
     def write(self, path: Path, *comments: str, atoms: str = WATER) -> Path:
         path.write_text("".join(f"{atoms.count(chr(10))}\n{comment}\n{atoms}" for comment in comments))
         return path
@@ -420,7 +415,7 @@ class TestLabelled:
         assert labels[COLUMN["homo"]] == pytest.approx(-0.2928 * HARTREE_EV)
         assert labels[COLUMN["cv"]] == 6.002
         with pytest.raises(UsageError, match="unknown unit"):
-            qm9.load_labelled(path, units="mu=meter")
+            qm9.load_labeled(path, units="mu=meter")
 
     @pytest.mark.parametrize("key", ["u0", "u", "h", "g"])
     def test_atomization_energies_become_totals(self, full: Dataset, tmp_path: Path, key: str) -> None:
@@ -435,7 +430,7 @@ class TestLabelled:
             f"{key}_atom={total - atoms!r}".replace("np.float64(", "").replace(")", ""),
             f"{key}_atom=-1 {key}=-5",
         )
-        labels = qm9.load_labelled(self.write(tmp_path / "methane.xyz", *comments, atoms=lines)).targets
+        labels = qm9.load_labeled(self.write(tmp_path / "methane.xyz", *comments, atoms=lines)).targets
         assert labels[0, COLUMN[key]] == pytest.approx(total, abs=1e-9)
         assert labels[1, COLUMN[key]] == -5
         assert np.isfinite(labels[0]).sum() == 1

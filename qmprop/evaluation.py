@@ -1,0 +1,187 @@
+"""Errors against reference values, on molecules the network was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmprop.errors import DataError, UsageError
+from qmprop.model import Model, load_model
+from qmprop.qm9 import Dataset, is_cache, load_data, split_data
+from qmprop.targets import DEFAULT_KEYS, TARGETS, unit_factor
+
+#: Test MAE of the EGNN paper (Satorras et al. 2021, table 3; one network per property), in evaluation units.
+PAPER_MAE: Final[Mapping[str, float]] = {
+    "mu": 0.029,
+    "alpha": 0.071,
+    "homo": 29.0,
+    "lumo": 25.0,
+    "gap": 48.0,
+    "r2": 0.106,
+    "zpve": 1.55,
+    "u0": 11.0,
+    "u": 12.0,
+    "h": 12.0,
+    "g": 12.0,
+    "cv": 0.031,
+}
+SPLITS: Final = ("train", "valid", "test")
+GEOMETRIES: Final = ("dft", "mmff", "xtb")
+
+
+@dataclass(frozen=True, slots=True)
+class Errors:
+    """Prediction minus reference over M molecules, in `unit`.
+
+    Attributes:
+        mae: Mean absolute error.
+        rmse: Root of the mean squared error.
+        max: Largest absolute error.
+        bias: Mean error.
+        coverage: Share of references inside the 90 % interval; None without calibration.
+        unit: D, a0^3, meV (all energies), a0^2 or cal/(mol K).
+    """
+
+    mae: float
+    rmse: float
+    max: float
+    bias: float
+    coverage: float | None
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What `evaluate` found.
+
+    Attributes:
+        data: "qm9" or the path of the file.
+        split: "train", "valid" or "test"; "all" for a file that the weights were not trained on.
+        geometry: Where the geometries come from: "dft", or "file" for a file.
+        molecules: How many were predicted.
+        weights: Name and hash of the weights.
+        properties: Property key to errors, for the properties that have reference values.
+    """
+
+    data: str
+    split: str
+    geometry: str
+    molecules: int
+    weights: str
+    properties: Mapping[str, Errors]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values, ready for JSON."""
+        return {
+            "data": self.data,
+            "split": self.split,
+            "geometry": self.geometry,
+            "molecules": self.molecules,
+            "weights": self.weights,
+            "properties": {
+                key: {
+                    "mae": errors.mae,
+                    "rmse": errors.rmse,
+                    "max": errors.max,
+                    "bias": errors.bias,
+                    "coverage": errors.coverage,
+                    "unit": errors.unit,
+                }
+                for key, errors in self.properties.items()
+            },
+        }
+
+
+def evaluate(
+    *,
+    weights: str | Path | Model = "egnn-qm9",
+    data: str | Path = "qm9",
+    split: str = "test",
+    geometry: str = "dft",
+    device: str = "auto",
+    limit: int | None = None,
+    units: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Measure the errors of a network.
+
+    Args:
+        weights: Bundled weights by name, a weights file, or a loaded model.
+        data: "qm9", its compact cache file, or a labeled extxyz file. Such a file is evaluated whole, unless the
+            weights were trained on it: then only its `split`.
+        split: "train", "valid" or "test".
+        geometry: "dft".
+        device: "auto", "cpu", "cuda", ...
+        limit: The first so many molecules only.
+        units: Units of a labeled file's entries, as for `predict`.
+        on_progress: Called with the molecules done and to do.
+
+    Raises:
+        UsageError: An argument has a value that is not allowed.
+        DataError: The data cannot be read.
+        WeightsError: The weights cannot be used.
+        DeviceError: The device does not exist here.
+    """
+    _check(split, SPLITS, "split")
+    _check(geometry, GEOMETRIES, "geometry")
+    if geometry != "dft":
+        raise UsageError(f"{geometry} geometries are not part of this version", "Use --geometry dft.")
+    if limit is not None and limit < 1:
+        raise UsageError(f"limit {limit} is not allowed", "It must be 1 or more.")
+    model = weights if isinstance(weights, Model) else load_model(weights, device=device)
+    molecules = load_data(data, units=units)
+    is_qm9 = str(data) == "qm9" or is_cache(data)
+    known = is_qm9 or model.metadata.get("data_sha256") == molecules.sha256
+    rows = split_data(molecules)[split] if known else np.arange(len(molecules))
+    chosen = molecules.select(rows[:limit])
+    if len(chosen) == 0:
+        raise DataError(f"{molecules.name} has no {split} molecules", "Use a larger file or another --split.")
+    predictions = _predict(model, chosen, on_progress)
+    return Report(
+        data=molecules.name,
+        split=split if known else "all",
+        geometry="dft" if is_qm9 else "file",
+        molecules=len(chosen),
+        weights=model.id,
+        properties=_measure(predictions, chosen.targets),
+    )
+
+
+def _check(value: str, allowed: tuple[str, ...], name: str) -> None:
+    if value not in allowed:
+        raise UsageError(f"unknown {name} '{value}'", f"Use one of: {', '.join(allowed)}.")
+
+
+def _predict(model: Model, molecules: Dataset, on_progress: Callable[[int, int], None] | None) -> NDArray[np.float64]:
+    """Return the twelve properties in default units [M, 12]."""
+    parts: list[NDArray[np.float64]] = []
+    done = 0
+    for part in model.predict_arrays(molecules.numbers, molecules.positions, molecules.offsets):
+        parts.append(part)
+        done += len(part)
+        if on_progress is not None:
+            on_progress(done, len(molecules))
+    return np.concatenate(parts)
+
+
+def _measure(predictions: NDArray[np.float64], references: NDArray[np.float64]) -> dict[str, Errors]:
+    properties = {}
+    for column, key in enumerate(DEFAULT_KEYS):
+        target = TARGETS[key]
+        errors = (predictions - references)[:, column] / unit_factor(key, target.evaluation_unit)
+        errors = errors[np.isfinite(references[:, column])]
+        if len(errors):
+            properties[key] = Errors(
+                mae=float(np.abs(errors).mean()),
+                rmse=float(np.sqrt(np.square(errors).mean())),
+                max=float(np.abs(errors).max()),
+                bias=float(errors.mean()),
+                coverage=None,
+                unit=target.evaluation_unit,
+            )
+    return properties

@@ -1,0 +1,359 @@
+"""The network: EGNN's equations, their symmetries, and the physics built into its outputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from samples import (
+    SPREAD,
+    TINY,
+    alkane,
+    find_formula,
+    join,
+    make_graph,
+    make_model,
+    make_network,
+    move,
+    random_rotation,
+    read_molecules,
+)
+from torch import Tensor, nn
+from torch_geometric.data import Batch
+from torch_geometric.nn import MessagePassing
+
+from qmprop.config import ModelConfig
+from qmprop.egnn import EGNN, LATENTS, EGNNLayer, RadialBasis, envelope
+from qmprop.graph import Graph, to_pyg
+from qmprop.model import Model
+from qmprop.molecule import Molecule
+
+FAR = (60.0, 0.0, 0.0)  # Å
+MIRROR = np.diag([1.0, 1.0, -1.0])
+INVERSION = -np.eye(3)
+WATER, METHANE, NITRILE = find_formula("H2O"), find_formula("CH4"), find_formula("C2H3N")
+EGNN_192 = ModelConfig()
+
+
+class PlainEGNNLayer(MessagePassing):
+    """EGNN's equations 3 to 8 as they stand in the paper: one map of [h_i, h_j, d_ij] for every edge."""
+
+    def __init__(self, layer: EGNNLayer, cutoff: float) -> None:
+        super().__init__(aggr="sum", flow="source_to_target")
+        nodes, messages = layer.receiver.in_features, layer.receiver.out_features
+        first = nn.Linear(2 * nodes + layer.distance.in_features, messages)
+        with torch.no_grad():
+            stacked = [layer.receiver.weight, layer.sender.weight, layer.distance.weight]
+            first.weight.copy_(torch.cat(stacked, dim=1))
+            first.bias.copy_(layer.receiver.bias)
+        self.phi_e = nn.Sequential(first, nn.SiLU(), layer.message, nn.SiLU())
+        self.phi_inf = nn.Sequential(layer.gate, nn.Sigmoid())
+        self.phi_x, self.phi_h, self.norm = layer.direction, layer.update, layer.norm
+        self.left, self.right = layer.mix_left, layer.mix_right
+        self.radial, self.cutoff = RadialBasis(layer.distance.in_features, cutoff), cutoff
+
+    def forward(self, h: Tensor, v: Tensor, edge_index: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        normed = self.norm(h)
+        collected = self.propagate(edge_index, h=normed, x=x)
+        width = self.phi_x.in_features
+        m_i, push = collected[:, :width], collected[:, width:].reshape(len(h), -1, 3).transpose(1, 2)
+        v = v + push
+        invariants = torch.einsum("nci,nci->ni", v @ self.left.weight.T, v @ self.right.weight.T)
+        return h + self.phi_h(torch.cat([normed, m_i, invariants], dim=1)), v
+
+    def message(self, h_i: Tensor, h_j: Tensor, x_i: Tensor, x_j: Tensor) -> Tensor:
+        difference = x_i - x_j
+        distance = difference.norm(dim=1, keepdim=True)
+        m_ij = self.phi_e(torch.cat([h_i, h_j, self.radial(distance[:, 0])], dim=1))
+        m_ij = self.phi_inf(m_ij) * m_ij * envelope(distance, self.cutoff)
+        push = self.phi_x(m_ij)[:, :, None] * (difference / distance)[:, None, :]
+        return torch.cat([m_ij, push.flatten(1)], dim=1)
+
+
+def encode(network: EGNN, graph: Graph) -> tuple[Tensor, Tensor]:
+    _, _, h, v = network.encode(graph.numbers, graph.positions, graph.receivers, graph.senders)
+    return h, v
+
+
+def run(network: EGNN, *molecules: Molecule) -> Tensor:
+    """Return the outputs for molecules whose positions are taken as they are."""
+    dtype = network.embedding.weight.dtype
+    return network(*make_graph(*molecules, cutoff=network.config.cutoff, dtype=dtype).arguments())
+
+
+def assert_same_predictions(first: dict[str, NDArray], second: dict[str, NDArray], tolerance: float = 1e-5) -> None:
+    """Compare properties in units of their spread over QM9."""
+    for key, spread in SPREAD.items():
+        difference = np.abs(first[key] - second[key]).max() / spread
+        assert difference < tolerance, f"{key} differs by {difference:.1e} of its spread"
+
+
+@pytest.fixture(scope="module")
+def double() -> EGNN:
+    return make_network(TINY, seed=3).double()
+
+
+@pytest.mark.parametrize("config", [TINY, EGNN_192], ids=["tiny", "shipped"])
+def test_layers_agree_with_the_papers_equations(config: ModelConfig) -> None:
+    network, molecules = make_network(config, seed=1), read_molecules()
+    data = Batch.from_data_list([to_pyg(molecule, config.cutoff) for molecule in molecules])
+    graph = make_graph(*molecules, cutoff=config.cutoff)
+    h, expected_h = network.embedding(graph.numbers), network.embedding(data.z)
+    v = expected_v = torch.randn(len(h), 3, config.vectors, generator=torch.Generator().manual_seed(0))
+    units = graph.edges / graph.distances[:, None]
+    smooth = envelope(graph.distances, config.cutoff)[:, None]
+    for layer in network.layers:
+        h, v = layer(h, v, network.radial(graph.distances), units, smooth, graph.receivers, graph.senders)
+        plain = PlainEGNNLayer(layer, config.cutoff)
+        expected_h, expected_v = plain(expected_h, expected_v, data.edge_index, data.pos.float())
+        torch.testing.assert_close(h, expected_h, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(v, expected_v, rtol=1e-5, atol=1e-5)
+
+
+def test_encode_runs_the_papers_layers_in_turn() -> None:
+    network, molecules = make_network(seed=1), read_molecules()
+    data = Batch.from_data_list([to_pyg(molecule, TINY.cutoff) for molecule in molecules])
+    h, v = network.embedding(data.z), torch.zeros(len(data.z), 3, TINY.vectors)
+    for layer in network.layers:
+        h, v = PlainEGNNLayer(layer, TINY.cutoff)(h, v, data.edge_index, data.pos.float())
+    found_h, found_v = encode(network, make_graph(*molecules))
+    torch.testing.assert_close(found_h, network.norm(h), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found_v, v, rtol=1e-5, atol=1e-5)
+
+
+def test_envelope_falls_from_one_to_zero_smoothly() -> None:
+    d = torch.tensor([0.0, 5.0, 5.0 - 1e-9, 7.0], dtype=torch.float64, requires_grad=True)
+    value = envelope(d, 5.0)
+    (slope,) = torch.autograd.grad(value.sum(), d, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope.sum(), d)
+    assert value.tolist() == pytest.approx([1.0, 0.0, 0.0, 0.0], abs=1e-12)
+    assert slope.tolist() == pytest.approx([0.0] * 4, abs=1e-12)
+    assert curvature.tolist() == pytest.approx([0.0] * 4, abs=1e-8)
+    inside = envelope(torch.linspace(0.0, 5.0, 501, dtype=torch.float64), 5.0)
+    assert (inside.diff() < 0.0).all()
+    assert inside[250] == 0.5
+
+
+def test_radial_basis_peaks_at_its_centers() -> None:
+    basis = RadialBasis(8, 5.0)
+    assert basis.centers[[0, -1]].tolist() == pytest.approx([0.8, 5.0])
+    torch.testing.assert_close(basis(basis.centers).diagonal(), torch.ones(8))
+    torch.testing.assert_close(basis(basis.centers).diagonal(1), torch.full((7,), np.exp(-0.5)).float())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda molecule: move(molecule, turn=random_rotation(5)), id="rotation"),
+        pytest.param(lambda molecule: move(molecule, by=(1.7, -0.4, 2.9)), id="translation"),
+        pytest.param(lambda molecule: move(molecule, by=(1000.0, -1000.0, 500.0)), id="far translation"),
+        pytest.param(lambda molecule: move(molecule, turn=MIRROR), id="reflection"),
+        pytest.param(lambda molecule: move(molecule, turn=INVERSION), id="inversion"),
+        pytest.param(
+            lambda molecule: Molecule(molecule.numbers[::-1].copy(), molecule.positions[::-1].copy()), id="permutation"
+        ),
+    ],
+)
+def test_predictions_are_invariant(random_model: Model, molecules: list[Molecule], change) -> None:
+    before = random_model.predict(molecules)
+    assert all(np.ptp(before[key]) > 1e-2 * spread for key, spread in SPREAD.items()), "the network says something"
+    assert_same_predictions(before, random_model.predict([change(molecule) for molecule in molecules]))
+
+
+def test_stretching_a_molecule_changes_its_predictions(random_model: Model) -> None:
+    before = random_model.predict([WATER])
+    after = random_model.predict([replace(WATER, positions=WATER.positions * 1.2)])
+    for key, spread in SPREAD.items():
+        assert abs(after[key] - before[key]).max() > 1e-4 * spread, key
+
+
+def test_vectors_turn_with_the_molecule(molecules: list[Molecule]) -> None:
+    network = make_network(seed=2)
+    for turn in (random_rotation(7), MIRROR):
+        h, v = encode(network, make_graph(*molecules))
+        turned_h, turned_v = encode(network, make_graph(*(move(molecule, turn=turn) for molecule in molecules)))
+        matrix = torch.from_numpy(turn).float()
+        torch.testing.assert_close(turned_h, h, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(turned_v, torch.einsum("ab,nbv->nav", matrix, v), rtol=1e-4, atol=1e-5)
+        assert v.abs().max() > 0.1
+
+
+def test_batch_equals_single(random_model: Model, molecules: list[Molecule]) -> None:
+    together = random_model.predict(molecules)
+    alone = [random_model.predict([molecule]) for molecule in molecules]
+    assert_same_predictions(together, {key: np.concatenate([one[key] for one in alone]) for key in together})
+
+
+@pytest.mark.parametrize(("gap", "touches"), [(4.0, True), (5.1, False), (60.0, False)])
+def test_only_neighbors_change_atomic_states(gap: float, touches: bool) -> None:
+    network = make_network(seed=4)
+    positions = NITRILE.positions - [NITRILE.positions[:, 0].min(), 0.0, 0.0]
+    other = replace(NITRILE, positions=positions + [METHANE.positions[:, 0].max() + gap, 0.0, 0.0])
+    h, v = encode(network, make_graph(METHANE))
+    joint_h, joint_v = (states[: len(h)] for states in encode(network, make_graph(join(METHANE, other))))
+    if touches:
+        assert (joint_h - h).abs().max() > 1e-4
+        assert (joint_v - v).abs().max() > 1e-5
+    else:
+        torch.testing.assert_close(joint_h, h, rtol=0.0, atol=1e-6)
+        torch.testing.assert_close(joint_v, v, rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("formulas", [("CH4", "H2O"), ("C2H3N", "C6H6"), ("C7H9NO", "C4H6N2O")])
+def test_far_apart_fragments_add_up(random_model: Model, formulas: tuple[str, str]) -> None:
+    first, second = (find_formula(formula) for formula in formulas)
+    pair = random_model.predict([join(first, move(second, by=FAR))])
+    alone = random_model.predict([first, second])
+    for key in ("u0_atom", "alpha", "zpve"):
+        assert pair[key][0] == pytest.approx(alone[key].sum(), abs=1e-4 * SPREAD[key]), key
+        assert min(abs(alone[key])) > 100 * 1e-4 * SPREAD[key], key
+    assert pair["u0"][0] == pytest.approx(alone["u0"].sum(), abs=1e-4 * SPREAD["u0_atom"])
+
+
+def test_two_far_apart_copies_have_the_orbital_energies_of_one(random_model: Model) -> None:
+    network = random_model.network
+    for molecule in (WATER, NITRILE, find_formula("C7H9NO")):
+        one, two = (run(network, each)[0] for each in (molecule, join(molecule, move(molecule, by=FAR))))
+        for key in ("homo", "lumo"):
+            column = LATENTS.index(key)
+            assert float(two[column]) == pytest.approx(float(one[column]), abs=1e-4), key
+
+
+def test_dipole_moments_of_far_apart_fragments_add_as_vectors(random_model: Model) -> None:
+    polar, other = find_formula("C7H9NO"), WATER
+    mu, mu_other = random_model.predict([polar, other])["mu"]
+    assert min(mu, mu_other) > 0.05
+    inverted = move(polar, turn=INVERSION)
+    pairs = [(polar, polar), (polar, inverted), (other, polar), (other, inverted)]
+    parallel, opposite, plus, minus = random_model.predict([join(a, move(b, by=FAR)) for a, b in pairs])["mu"]
+    tolerance = 1e-3 * SPREAD["mu"]
+    assert parallel == pytest.approx(2.0 * mu, abs=tolerance)
+    assert opposite == pytest.approx(0.0, abs=tolerance)
+    assert plus**2 + minus**2 == pytest.approx(2.0 * (mu**2 + mu_other**2), abs=tolerance)  # the parallelogram law
+
+
+@pytest.mark.parametrize("formula", ["C2H6", "C6H6", "C2H2"])
+def test_a_center_of_inversion_means_no_dipole_moment(random_model: Model, formula: str) -> None:
+    symmetric = find_formula(formula)
+    centered = symmetric.positions - symmetric.positions.mean(axis=0)
+    pairs = np.linalg.norm(centered[:, None] + centered[None], axis=-1).argmin(axis=1)
+    symmetric = replace(symmetric, positions=(centered - centered[pairs]) / 2.0)
+    mu = find_formula("C7H9NO")
+    assert random_model.predict([symmetric])["mu"][0] < 1e-4
+    together = random_model.predict([mu, join(mu, move(symmetric, by=FAR))])["mu"]
+    assert together[1] == pytest.approx(together[0], abs=1e-3)
+
+
+def test_charges_are_neutral_in_every_fragment() -> None:
+    network = make_network(ModelConfig(), seed=6)
+    fragments = [WATER, move(NITRILE, by=(0.0, 60.0, 0.0)), move(METHANE, by=(-60.0, 0.0, 0.0))]
+    graph = make_graph(join(*fragments))
+    radial, smooth, h, _ = network.encode(graph.numbers, graph.positions, graph.receivers, graph.senders)
+    charges = network._charges(network.atoms(h), radial, smooth, graph.receivers, graph.senders)
+    owner = np.repeat(np.arange(3), [len(fragment.numbers) for fragment in fragments])
+    for k in range(3):
+        mine = charges[torch.from_numpy(owner == k)]
+        assert mine.abs().max() > 1e-3, "atoms do carry charge"
+        assert abs(float(mine.sum())) < 1e-6 * max(1.0, float(mine.abs().sum()))
+
+
+def test_predictions_are_smooth_where_an_atom_leaves_the_neighborhood(double: EGNN) -> None:
+    """Of a carbon atom's 14 Å journey past a molecule the second differences stay small at every cut-off crossing."""
+    host = find_formula("C2H3N")
+    step, cutoff = 1e-3, TINY.cutoff
+    first = float(np.linalg.norm(host.positions[0] - host.positions[1]))
+    offsets = np.arange(-40, 41) * step
+
+    def path(center: float) -> Tensor:
+        direction = host.positions[0] - host.positions.mean(axis=0)
+        direction /= np.linalg.norm(direction)
+        visitors = [host.positions[0] + direction * (center + offset) for offset in offsets]
+        return run(
+            double, *(Molecule(np.append(host.numbers, 8), np.vstack([host.positions, spot])) for spot in visitors)
+        )
+
+    assert first < 2.0
+    inside, crossing = path(cutoff - 1.0), path(cutoff)
+    bends = [(values[2:] - 2 * values[1:-1] + values[:-2]).abs().max() / step**2 for values in (inside, crossing)]
+    assert bends[0] > 1e-4, "the visitor is felt inside"
+    assert bends[1] < 2.0 * bends[0], "a jump of 1e-6 would bend by one"
+    jump = (crossing[41] - crossing[39]).abs().max()
+    assert jump < (inside[41] - inside[39]).abs().max()
+
+
+def test_a_pair_at_the_cutoff_is_two_single_atoms(double: EGNN) -> None:
+    def pair(distance: float) -> Tensor:
+        return run(double, Molecule(np.array([6, 8]), np.array([[0.0, 0.0, 0.0], [distance, 0.0, 0.0]])))[0]
+
+    sums = [LATENTS.index(key) for key in ("alpha", "zpve", "u0", "thermal", "entropy", "cv")]
+    single = run(double, Molecule(np.array([6]), np.zeros((1, 3))), Molecule(np.array([8]), np.zeros((1, 3)))).sum(
+        dim=0
+    )
+    torch.testing.assert_close(pair(5.0001)[sums], single[sums], rtol=0.0, atol=1e-12)
+    torch.testing.assert_close(pair(4.9999)[sums], single[sums], rtol=0.0, atol=1e-9)
+    assert (pair(2.0)[sums] - single[sums]).abs().max() > 1e-2
+
+
+def test_gradient_is_the_slope(double: EGNN) -> None:
+    graph = make_graph(find_formula("C3H3NO"), WATER, dtype=torch.float64)
+    weights = torch.randn(2, len(LATENTS), generator=torch.Generator().manual_seed(0)).double()
+
+    def total(positions: Tensor) -> Tensor:
+        return (double(*replace(graph, positions=positions).arguments()) * weights).sum()
+
+    positions = graph.positions.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(total(positions), positions)
+    step, slopes = 1e-5, torch.zeros_like(gradient)
+    for atom in range(len(positions)):
+        for axis in range(3):
+            shift = torch.zeros_like(gradient)
+            shift[atom, axis] = step
+            slopes[atom, axis] = (total(graph.positions + shift) - total(graph.positions - shift)) / (2 * step)
+    assert gradient.abs().max() > 0.1
+    torch.testing.assert_close(gradient, slopes, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "molecule",
+    [
+        Molecule(np.array([6]), np.array([[3.0, 1.0, -2.0]])),
+        Molecule(np.array([1, 1]), np.array([[0.0, 0.0, 0.0], [0.74, 0.0, 0.0]])),
+        Molecule(np.array([7, 7]), np.array([[0.0, 0.0, 0.0], [70.0, 0.0, 0.0]])),
+        find_formula("C2H2"),
+        find_formula("CHN"),
+        alkane(333),
+    ],
+    ids=["atom", "H2", "two atoms far apart", "acetylene", "HCN", "1,001 atoms"],
+)
+def test_unusual_shapes_have_finite_predictions(random_model: Model, molecule: Molecule) -> None:
+    predictions = random_model.predict([molecule])
+    assert all(np.isfinite(values).all() for values in predictions.values())
+    if len(set(molecule.numbers.tolist())) == 1:
+        assert predictions["mu"][0] < 1e-4, "equal atoms have no dipole moment"
+
+
+def test_outputs_do_not_depend_on_training_mode(molecules: list[Molecule]) -> None:
+    network = make_network()
+    evaluated = run(network.eval(), *molecules)
+    assert torch.equal(run(network.train(), *molecules), evaluated)
+
+
+def test_scales_only_convert_the_moments(molecules: list[Molecule]) -> None:
+    """mu is computed in debye and R2 in a0^2; dividing by their scales makes the outputs normalized."""
+    network = make_network()
+    once = run(network, *molecules)
+    network.scales.fill_(2.0)
+    twice = run(network, *molecules)
+    for column, key in enumerate(LATENTS):
+        if key == "mu":
+            torch.testing.assert_close(twice[:, column], once[:, column] / 2)
+        elif key != "r2":
+            assert torch.equal(twice[:, column], once[:, column]), key
+
+
+def test_seeds_make_different_networks_and_the_same_seed_the_same() -> None:
+    first, again, other = (make_model(seed=seed).predict([WATER])["u0_atom"][0] for seed in (0, 0, 1))
+    assert first == again != other

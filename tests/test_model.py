@@ -1,0 +1,344 @@
+"""A model: weights files that are whole or refused, and predictions that do not depend on how they are asked for."""
+
+from __future__ import annotations
+
+import errno
+import json
+import pickle
+import resource
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from make_golden import GOLDEN, predict
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from samples import SPREAD, TINY, alkane, find_formula, join, make_model, move, random_rotation, read_dataset
+from torch import Tensor
+
+from qmprop.config import ModelConfig
+from qmprop.errors import DeviceError, OutputError, WeightsError
+from qmprop.model import Model, choose_device, find_weights, load_model, save_model
+from qmprop.molecule import Molecule
+from qmprop.targets import DEFAULT_KEYS, TARGETS
+
+WATER = find_formula("H2O")
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return make_model()
+
+
+@pytest.fixture
+def weights(model: Model, tmp_path: Path) -> Path:
+    """A good weights file."""
+    path = tmp_path / "good.safetensors"
+    save_model(path, model.network, model.baseline, {"training": {"epochs": 1}, "version": "0"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Model:
+    return load_model(device="cpu")
+
+
+def rewrite(
+    path: Path, *, tensors: Callable[[dict[str, Tensor]], object] | None = None, header: dict[str, str] | None = None
+) -> Path:
+    """Change tensors (in place) or metadata of a weights file."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() | (header or {})
+    content = load_file(path)
+    if tensors is not None:
+        tensors(content)
+    save_file(content, path, metadata)
+    return path
+
+
+def architecture(**changes: object) -> dict[str, str]:
+    values = {name: getattr(TINY, name) for name in TINY.__dataclass_fields__} | changes
+    return {"architecture": json.dumps(values)}
+
+
+def refuse(path: Path, problem: str) -> None:
+    """Check that loading names the file and the problem."""
+    with pytest.raises(WeightsError) as caught:
+        load_model(path, device="cpu")
+    assert str(path) in caught.value.message
+    assert problem in caught.value.message
+    assert caught.value.hint
+
+
+def test_a_saved_model_predicts_the_same(model: Model, weights: Path, molecules: list[Molecule]) -> None:
+    loaded = load_model(weights, device="cpu")
+    before, after = model.predict(molecules), loaded.predict(molecules)
+    assert list(before) == list(TARGETS)
+    for key in TARGETS:
+        assert np.array_equal(before[key], after[key]), key
+    assert loaded.config == model.config
+    assert loaded.metadata["training"] == {"epochs": 1}
+    assert loaded.name == "good"
+    assert loaded.id == f"good@{loaded.digest[:8]}"
+    assert not loaded.network.training
+
+
+def test_the_digest_names_the_content(weights: Path) -> None:
+    digest = load_model(weights, device="cpu").digest
+    copy = weights.with_name("copy.safetensors")
+    copy.write_bytes(weights.read_bytes())
+    assert load_model(copy, device="cpu").digest == digest
+    rewrite(copy, tensors=lambda content: content["network.norm.bias"].add_(1.0))
+    assert load_model(copy, device="cpu").digest != digest
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-5, 0.01, 0.5, 0.999])
+def test_a_truncated_file_is_refused(weights: Path, share: float) -> None:
+    content = weights.read_bytes()
+    weights.write_bytes(content[: int(len(content) * share)])
+    refuse(weights, "")
+
+
+def test_a_flipped_byte_in_the_header_never_changes_a_prediction(model: Model, weights: Path) -> None:
+    def predict_water() -> float | None:
+        with suppress(WeightsError):
+            return float(load_model(weights, device="cpu").predict([WATER])["u0"][0])
+        return None
+
+    content = weights.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    expected, found = model.predict([WATER])["u0"][0], []
+    for position in [*range(8), *range(8, 8 + length, 97)]:
+        damaged = bytearray(content)
+        damaged[position] ^= 0x15
+        weights.write_bytes(damaged)
+        found.append(predict_water())
+    assert set(found) <= {None, expected}
+    assert found[:8] == [None] * 8
+    assert found.count(None) > 0.8 * len(found)
+
+
+def test_tensors_have_to_be_exactly_the_networks(weights: Path) -> None:
+    good, name = weights.read_bytes(), "network.layers.1.gate.weight"
+    changes: dict[str, Callable[[dict[str, Tensor]], object]] = {
+        f"tensor '{name}' should be [1, 16] torch.float32 but is nothing": lambda content: content.pop(name),
+        "tensor 'extra' should be nothing but is [2]": lambda content: content.update(extra=torch.zeros(2)),
+        f"tensor '{name}' should be [1, 16]": lambda content: content.update({name: torch.zeros(16, 1)}),
+        "but is [1, 16] torch.float64": lambda content: content.update({name: content[name].double()}),
+        f"tensor '{name}' has a NaN": lambda content: content[name].fill_(torch.nan),
+        "tensor 'baseline.scales' has a NaN or infinite": lambda content: content["baseline.scales"][0].fill_(
+            torch.inf
+        ),
+        "'baseline.coefficients' should be [10, 6]": lambda content: content.pop("baseline.coefficients"),
+        "3 layers where its architecture says 2": lambda content: content.update(
+            {key.replace(".1.", ".2."): value.clone() for key, value in content.items() if ".layers.1." in key}
+        ),
+    }
+    for problem, change in changes.items():
+        weights.write_bytes(good)
+        refuse(rewrite(weights, tensors=change), problem)
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        ({"format": "other-weights-1"}, "weights of something else"),
+        ({"architecture": "{"}, "cannot use"),
+        ({"architecture": "[]"}, "cannot use"),
+        ({"architecture": "3"}, "cannot use"),
+        ({"architecture": "[" * 100_000}, "cannot use"),
+        ({"version": "not json"}, "cannot use"),
+        (architecture(unknown=3), "unknown"),
+        (architecture(cutoff=float("nan")), "cutoff"),
+        (architecture(layers=1), "2 layers where its architecture says 1"),
+        (architecture(node_width=64), "should be"),
+        (architecture(node_width=2**40), "node_width"),
+    ],
+)
+def test_metadata_has_to_describe_the_tensors(weights: Path, header: dict[str, str], problem: str) -> None:
+    refuse(rewrite(weights, header=header), problem)
+
+
+def test_an_absurd_architecture_is_refused_without_building_it(weights: Path) -> None:
+    wide = architecture(layers=2, node_width=4096, message_width=4096, vectors=4096, invariants=4096, flows=4096)
+    for header in (wide, architecture(layers=4096, node_width=4096, message_width=4096)):
+        before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+        refuse(rewrite(weights, header=header), "architecture says 4096" if header is not wide else "should be")
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+        assert time.monotonic() - started < 5.0
+
+
+def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[object, tuple[Path]]:
+            return Path.touch, (tmp_path / "exploded",)
+
+    path = tmp_path / "other.safetensors"
+    for content in (
+        b"",
+        b"{}",
+        pickle.dumps(Bomb()),
+        b"PK\x03\x04" + b"\0" * 1000,
+        (2**63).to_bytes(8, "little") + b"{}",
+        (2**40).to_bytes(8, "little") + b"{}" * 100,
+        (4).to_bytes(8, "little") + b"null",
+        (2).to_bytes(8, "little") + b"{}",
+        (10**5).to_bytes(8, "little") + b"[" * 10**5,
+        (20).to_bytes(8, "little") + b'{"__metadata__": 1 }',
+        b"3\nwater\nO 0 0 0\nH 0 0 1\nH 0 1 0\n",
+    ):
+        path.write_bytes(content)
+        refuse(path, "")
+    torch.save({"state_dict": Bomb()}, path)
+    refuse(path, "")
+    assert not (tmp_path / "exploded").exists()
+    save_file({"weight": torch.zeros(3)}, path)
+    refuse(path, "weights of something else")
+
+
+def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    refuse(tmp_path, "is not a weights file")
+    refuse(tmp_path / "absent.safetensors", "no weights")
+
+
+def test_a_file_that_cannot_be_read_is_refused(monkeypatch: pytest.MonkeyPatch, weights: Path) -> None:
+    def fail(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    refuse(weights, "Permission denied")
+
+
+def test_an_unknown_name_lists_the_bundled_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("small", "large"):
+        (tmp_path / f"{name}.safetensors").touch()
+    monkeypatch.setattr("qmprop.model._bundled_folders", lambda: [tmp_path])
+    assert find_weights("small") == tmp_path / "small.safetensors"
+    for name in ("medium", "../small", str(tmp_path / "small")):
+        with pytest.raises(WeightsError) as caught:
+            find_weights(name)
+        assert name in caught.value.message
+        assert "large, small" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["warp", "", "cuda:99", "meta", "cpu gpu", "xpu"])
+def test_a_device_that_is_not_there_is_refused(weights: Path, name: str) -> None:
+    with pytest.raises(DeviceError) as caught:
+        load_model(weights, device=name)
+    assert f"'{name}'" in caught.value.message
+    assert "cpu" in caught.value.hint
+
+
+def test_auto_is_a_device_that_works() -> None:
+    assert torch.zeros(1, device=choose_device("auto")).item() == 0.0
+    assert choose_device("cpu").type == "cpu"
+
+
+def test_a_failed_write_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, model: Model, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("here before")
+    (tmp_path / "folder.safetensors").mkdir()
+    for path in (tmp_path / "absent" / "w", tmp_path / "file" / "w", tmp_path / "folder.safetensors"):
+        with pytest.raises(OutputError, match=path.name):
+            save_model(path, model.network, model.baseline, {})
+    before = sorted(tmp_path.rglob("*"))
+
+    def fill_disk(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:1000])
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", fill_disk)
+    with pytest.raises(OutputError, match="No space left"):
+        save_model(tmp_path / "file", model.network, model.baseline, {})
+    assert sorted(tmp_path.rglob("*")) == before
+    assert (tmp_path / "file").read_text() == "here before"
+
+
+def test_metadata_that_is_no_json_writes_nothing(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        save_model(tmp_path / "w", model.network, model.baseline, {"mae": float("nan")})
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_molecules_have_no_predictions(model: Model) -> None:
+    predictions = model.predict([])
+    assert list(predictions) == list(TARGETS)
+    assert all(values.shape == (0,) for values in predictions.values())
+
+
+def test_arrays_and_molecules_give_the_same(model: Model, molecules: list[Molecule]) -> None:
+    dataset = read_dataset().select(np.tile(np.arange(20), 30))
+    batches = list(model.predict_arrays(dataset.numbers, dataset.positions, dataset.offsets))
+    assert len(batches) > 1, "more atoms than fit into one batch"
+    found = dict(zip(DEFAULT_KEYS, np.concatenate(batches).T, strict=True))
+    expected = model.predict(molecules)
+    for key in DEFAULT_KEYS:
+        spread = SPREAD.get(key) or SPREAD[f"{key}_atom"]
+        np.testing.assert_allclose(found[key], np.tile(expected[key], 30), rtol=0.0, atol=1e-5 * spread, err_msg=key)
+
+
+def test_a_molecule_larger_than_a_batch_is_a_batch_of_its_own(model: Model) -> None:
+    chain = alkane(1500)
+    numbers = np.concatenate([WATER.numbers, chain.numbers, WATER.numbers])
+    positions = np.concatenate([WATER.positions, chain.positions, WATER.positions])
+    batches = list(model.predict_arrays(numbers, positions, np.array([0, 3, 4505, 4508])))
+    assert [len(batch) for batch in batches] == [1, 1, 1]
+    np.testing.assert_allclose(batches[0], batches[2], rtol=1e-6)
+
+
+def test_identities_hold_to_the_last_digit(model: Model, molecules: list[Molecule]) -> None:
+    y = model.predict([*molecules, alkane(333)])
+    assert all(np.isfinite(values).all() for values in y.values())
+    np.testing.assert_allclose(y["gap"], y["lumo"] - y["homo"], atol=1e-12)
+    np.testing.assert_allclose(y["h"] - y["u"], 0.025693, atol=1e-6)
+    assert (y["u0"] < y["u"]).all()
+    assert (y["g"] < y["h"]).all()
+    assert y["u0"][-1] < -350_000.0, "333 carbon and 668 hydrogen atoms, to full precision"
+    shift = model.predict([alkane(333)])["u0"] - y["u0"][-1]
+    assert abs(shift[0]) < 1e-2, "float32 would step by 0.03 eV"
+
+
+def test_embedding_is_invariant(model: Model, molecules: list[Molecule]) -> None:
+    embedded = model.embed(molecules)
+    assert embedded.shape == (20, TINY.node_width)
+    assert embedded.dtype == np.float32
+    moved = model.embed([move(molecule, by=(500.0, 0.0, -9.0), turn=random_rotation(3)) for molecule in molecules])
+    np.testing.assert_allclose(moved, embedded, atol=1e-4)
+    pair = model.embed([join(WATER, move(WATER, by=(60.0, 0.0, 0.0)))])
+    np.testing.assert_allclose(pair[0], model.embed([WATER])[0], atol=1e-4)
+    assert np.linalg.norm(embedded[:, None] - embedded, axis=2)[np.triu_indices(20, 1)].min() > 1e-3
+
+
+def test_bundled_weights_predict_what_they_did() -> None:
+    """Written by `python -m tests.make_golden`, to be run again only when the weights change."""
+    expected, found = json.loads(GOLDEN.read_text()), predict()
+    assert found["digest"] == expected["digest"]
+    assert len(found["records"]) == 10
+    for ours, golden in zip(found["records"], expected["records"], strict=True):
+        label = {key: golden[key] for key in ("source", "index", "formula")}
+        assert {key: ours[key] for key in label} == label
+        for key, value in golden["properties"].items():
+            assert ours["properties"][key] == pytest.approx(value, abs=1e-3 if key == "r2" else 1e-4), (label, key)
+
+
+def test_bundled_weights_are_invariant(bundled: Model, molecules: list[Molecule]) -> None:
+    before = bundled.predict(molecules)
+    for turn in (random_rotation(11), np.diag([1.0, -1.0, 1.0])):
+        moved = bundled.predict([move(molecule, by=(30.0, 5.0, -80.0), turn=turn) for molecule in molecules])
+        for key, spread in SPREAD.items():
+            assert np.abs(moved[key] - before[key]).max() < 1e-5 * spread, key
+
+
+def test_bundled_weights_know_known_molecules(bundled: Model) -> None:
+    """Twenty molecules of QM9, most of them seen in training: errors far below what composition alone gives."""
+    dataset = read_dataset()
+    predictions = bundled.predict([dataset.molecule(k) for k in range(len(dataset))])
+    known = {"mu": 0.971, "alpha": 2.21, "homo": 0.413, "lumo": 0.762, "gap": 0.811, "zpve": 0.0384, "u0": 0.861}
+    for key, composition in known.items():
+        errors = np.abs(predictions[key] - dataset.targets[:, DEFAULT_KEYS.index(key)])
+        assert np.median(errors) < composition / 4, key
+    assert bundled.config == ModelConfig()
