@@ -53,9 +53,9 @@ def center(numbers: NDArray[np.integer], positions: NDArray[np.floating], offset
     weights = np.zeros(max(_MASSES) + 1)
     weights[list(_MASSES)] = list(_MASSES.values())
     mass = weights[numbers]
-    positions = np.asarray(positions, dtype=np.float64)
-    centers = np.add.reduceat(mass[:, None] * positions, offsets[:-1]) / np.add.reduceat(mass, offsets[:-1])[:, None]
-    return positions - np.repeat(centers, np.diff(offsets), axis=0)
+    moved = np.asarray(positions, dtype=np.float64)
+    centers = np.add.reduceat(mass[:, None] * moved, offsets[:-1]) / np.add.reduceat(mass, offsets[:-1])[:, None]
+    return moved - np.repeat(centers, np.diff(offsets), axis=0)
 
 
 def compose(numbers: NDArray[np.integer], centered: Array, offsets: NDArray[np.int64]) -> Composition:

@@ -137,9 +137,10 @@ class EGNN(nn.Module):
         self.polarization = nn.Linear(width, config.vectors)
         self.scores = nn.Linear(width, config.heads)
         self.values = nn.Linear(width, width)
-        self.orbitals = nn.Sequential(nn.Linear(width, width // 2), nn.SiLU(), nn.Linear(width // 2, 2))
+        energies = nn.Linear(width // 2, 2)
+        self.orbitals = nn.Sequential(nn.Linear(width, width // 2), nn.SiLU(), energies)
         self.register_buffer("scales", torch.ones(len(LATENTS)))
-        for head in (self.sums, self.orbitals[-1]):
+        for head in (self.sums, energies):
             nn.init.normal_(head.weight, std=0.1 / width**0.5)
             nn.init.zeros_(head.bias)
 
@@ -202,9 +203,9 @@ class EGNN(nn.Module):
 
         q_i = sum_j f_ij with the flow f_ij = sum_k (p_ik - p_jk) g_k(d_ij) = -f_ji.
         """
-        potentials = self.potentials(a)
-        flows = potentials.index_select(0, receivers) - potentials.index_select(0, senders)
-        flows = (flows * (self.conductance(radial) * smooth)).sum(dim=1)
+        potentials: Tensor = self.potentials(a)
+        differences = potentials.index_select(0, receivers) - potentials.index_select(0, senders)
+        flows: Tensor = (differences * (self.conductance(radial) * smooth)).sum(dim=1)
         return flows.new_zeros(len(a)).index_add(0, receivers, flows)
 
     def _orbital_energies(self, h: Tensor, molecules: Tensor, molecule_count: int) -> Tensor:

@@ -42,8 +42,14 @@ class Graph:
 
     def to(self, device: torch.device | str) -> Graph:
         """Return the same graph on another device."""
-        tensors = (self.numbers, self.positions, self.receivers, self.senders, self.molecules)
-        return Graph(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.molecule_count)
+        return Graph(
+            self.numbers.to(device),
+            self.positions.to(device),
+            self.receivers.to(device),
+            self.senders.to(device),
+            self.molecules.to(device),
+            self.molecule_count,
+        )
 
     @property
     def edges(self) -> Tensor:
@@ -53,7 +59,8 @@ class Graph:
     @property
     def distances(self) -> Tensor:
         """|x_i - x_j| in Å [E]."""
-        return torch.linalg.vector_norm(self.edges, dim=1)
+        norms: Tensor = torch.linalg.vector_norm(self.edges, dim=1)
+        return norms
 
     @property
     def squared_distances(self) -> Tensor:

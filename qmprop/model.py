@@ -124,8 +124,7 @@ class Model:
         with torch.inference_mode():
             _, _, h, _ = self.network.encode(graph.numbers, graph.positions, graph.receivers, graph.senders)
             sums = sum_atoms(h, graph.molecules, graph.molecule_count)
-        means: NDArray[np.float32] = sums.cpu().numpy() / np.diff(offsets)[:, None].astype(np.float32)
-        return means
+        return np.asarray(sums.cpu().numpy() / np.diff(offsets)[:, None], dtype=np.float32)
 
     def _predict_batch(
         self, numbers: NDArray[Any], positions: NDArray[Any], offsets: NDArray[np.int64]

@@ -193,7 +193,7 @@ class _Module(pl.LightningModule):
 
     def train_dataloader(self) -> DataLoader[NDArray[np.int64]]:
         """Index batches only: graphs are built in the threads of the step."""
-        return DataLoader(_Arrays(), batch_size=None, sampler=self.batches, collate_fn=_identity)
+        return DataLoader(_Arrays(), batch_size=None, sampler=self.batches, collate_fn=_keep)
 
     def configure_optimizers(self) -> Any:
         """AdamW under linear warm-up and a cosine that reaches zero with the last step."""
@@ -444,7 +444,8 @@ def _shorten(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def _identity(batch: NDArray[np.int64]) -> NDArray[np.int64]:
+def _keep(batch: Any) -> Any:
+    """Leave a batch of indices as it is, where the loader would make a tensor of it."""
     return batch
 
 
