@@ -13,6 +13,10 @@ from qmprop.targets import ELEMENTS
 
 #: Two nuclei closer than this (Å) are a damaged file, not a molecule.
 MIN_DISTANCE: Final = 0.3
+#: No molecule is larger (Å); across it float32 still tells positions apart to a thousandth of an Å.
+MAX_EXTENT: Final = 1e4
+#: Farther from the origin (Å) even float64 does not keep a molecule's shape.
+MAX_COORDINATE: Final = 1e9
 #: Heavy atoms of the largest molecules in QM9.
 MAX_HEAVY_ATOMS: Final = 9
 _DENSE: Final = 256  # up to this many atoms all pairs are cheaper than a tree, whose import alone takes half a second
@@ -83,6 +87,11 @@ def find_error(molecule: Molecule) -> Message | None:
         return Message(
             "non-finite-coordinates",
             f"Atom {atom + 1} ({_symbol(int(numbers[atom]))}) has a NaN or infinite coordinate.",
+        )
+    if np.abs(positions).max() > MAX_COORDINATE or np.ptp(positions, axis=0).max() > MAX_EXTENT:
+        return Message(
+            "coordinates-out-of-range",
+            f"A coordinate is beyond {MAX_COORDINATE:.0e} Å, or the atoms spread over more than {MAX_EXTENT:,.0f} Å.",
         )
     return _find_clash(molecule)
 

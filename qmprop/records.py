@@ -23,6 +23,7 @@ MESSAGE_CODES: Final[Mapping[str, str]] = MappingProxyType(
         "no-atoms": "the record has no atoms",
         "no-3d-coordinates": "all atoms lie in one point, or the record says that it is a 2D drawing",
         "non-finite-coordinates": "a coordinate is NaN or infinite",
+        "coordinates-out-of-range": "a coordinate is beyond 10⁹ Å, or the atoms spread over more than 10,000 Å",
         "atoms-too-close": "two atoms are closer than 0.3 Å",
         "unsupported-element": "an element other than H, C, N, O, F",
         "periodic": "the structure is periodic; the network knows isolated molecules only",

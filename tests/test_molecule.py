@@ -82,8 +82,15 @@ def test_closest_pair_is_found_in_small_and_large_molecules(size: int) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_huge_coordinates_are_no_clash() -> None:
-    assert find_error(Molecule(np.array([1, 1]), np.array([[1e308, 0, 0], [-1e308, 0, 0]]))) is None
+@pytest.mark.parametrize(("shift", "distance"), [(1e12, 1.0), (-1e12, 1.0), (0.0, 2e4), (-1e308, 1.5e308)])
+def test_coordinates_that_lose_their_precision_are_refused(shift: float, distance: float) -> None:
+    error = find_error(Molecule(np.array([1, 1]), np.array([[shift, 0, 0], [shift + distance, 0, 0]])))
+    assert error is not None
+    assert error.code == "coordinates-out-of-range"
+
+
+def test_a_molecule_far_from_the_origin_is_fine() -> None:
+    assert find_error(Molecule(np.array([1, 1]), np.array([[1e8, 0, 0], [1e8 + 0.75, 0, 0]]))) is None
     assert find_error(Molecule(np.array([6]), np.zeros((1, 3)))) is None
 
 
