@@ -285,7 +285,7 @@ def evaluate(
     from qmprop import console, evaluation
     from qmprop.writers import Output
 
-    with console.bar("Evaluating") as advance:
+    with console.bars("Reading QM9", "Evaluating") as (load, advance):
         report = evaluation.evaluate(
             weights=weights,
             data=data,
@@ -294,6 +294,7 @@ def evaluate(
             device=device,
             limit=limit,
             units=",".join(units) if units else None,
+            on_load=load,
             on_progress=advance,
         ).to_dict()
     if format == "json":

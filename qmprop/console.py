@@ -20,6 +20,7 @@ from rich.progress import (
     ProgressColumn,
     SpinnerColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -130,15 +131,19 @@ def counter(*, shown: bool) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that takes how much of how much is done; on a terminal, a bar on stderr shows it."""
+def bars(*titles: str) -> Iterator[list[Callable[[int, int], None]]]:
+    """Yield a function per title that takes how much of how much is done; on a terminal, bars on stderr show it."""
     if not _is_terminal(sys.stderr):
-        yield lambda done, total: None
+        yield [lambda done, total: None for _ in titles]
         return
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_stderr(), transient=True) as progress:
-        task = progress.add_task("", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        tasks = [progress.add_task(title, total=None, visible=False) for title in titles]
+
+        def follow(task: TaskID) -> Callable[[int, int], None]:
+            return lambda done, total: progress.update(task, completed=done, total=total, visible=True)
+
+        yield [follow(task) for task in tasks]
 
 
 def training_monitor() -> TrainingMonitor:

@@ -106,6 +106,7 @@ def evaluate(
     device: str = "auto",
     limit: int | None = None,
     units: str | None = None,
+    on_load: Callable[[int, int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Measure the errors of a network.
@@ -119,6 +120,7 @@ def evaluate(
         device: "auto", "cpu", "cuda", ...
         limit: The first so many molecules only.
         units: Units of a labeled file's entries, as for `predict`.
+        on_load: Called while QM9 is parsed with the molecules done and to do.
         on_progress: Called with the molecules done and to do.
 
     Raises:
@@ -134,7 +136,7 @@ def evaluate(
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit} is not allowed", "It must be 1 or more.")
     model = weights if isinstance(weights, Model) else load_model(weights, device=device)
-    molecules = load_data(data, units=units)
+    molecules = load_data(data, units=units, progress=on_load)
     is_qm9 = str(data) == "qm9" or is_cache(data)
     known = is_qm9 or model.metadata.get("data_sha256") == molecules.sha256
     rows = split_data(molecules)[split] if known else np.arange(len(molecules))

@@ -160,7 +160,7 @@ def test_progress_shows_on_a_terminal_and_leaves_nothing_elsewhere(monkeypatch):
         monkeypatch.setenv("TERM", "xterm")
         with console.counter(shown=True) as count:
             count()
-        with console.bar("Evaluating") as advance:
+        with console.bars("Reading", "Evaluating") as (_, advance):
             advance(3, 10)
         assert ("1 molecules" in stream.getvalue()) == shown
         assert ("3/10" in stream.getvalue()) == shown
