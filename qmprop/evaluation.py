@@ -10,9 +10,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from qmprop.datasets import Dataset, is_cache
 from qmprop.errors import DataError, UsageError
 from qmprop.model import Model, load_model
-from qmprop.qm9 import Dataset, is_cache, load_data, split_data
+from qmprop.qm9 import load_data, split_data
 from qmprop.targets import DEFAULT_KEYS, TARGETS, unit_factor
 
 #: Test MAE of the EGNN paper (Satorras et al. 2021, table 3; one network per property), in evaluation units.

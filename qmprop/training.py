@@ -27,12 +27,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 import qmprop
 from qmprop.baseline import Baseline, center, compose
 from qmprop.config import TrainConfig
+from qmprop.datasets import Dataset as Molecules
 from qmprop.egnn import EGNN, LATENTS
 from qmprop.errors import ConfigError, DataError, OutputError, TrainingError
 from qmprop.evaluation import evaluate
 from qmprop.graph import Graph, build_graph
 from qmprop.model import Model, choose_device, save_model
-from qmprop.qm9 import Dataset as Molecules
 from qmprop.qm9 import load_data, split_data
 from qmprop.targets import DEFAULT_KEYS, TARGETS, unit_factor
 

@@ -7,9 +7,9 @@ from samples import make_model, read_molecules
 
 from qmprop import qm9
 from qmprop.config import ModelConfig
+from qmprop.datasets import Dataset
 from qmprop.model import Model
 from qmprop.molecule import Molecule
-from qmprop.qm9 import Dataset
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from qmprop.baseline import Baseline, center, compose
 from qmprop.config import ModelConfig
+from qmprop.datasets import Dataset, load_labeled
 from qmprop.egnn import EGNN
 from qmprop.graph import Graph, build_graph, concatenate
 from qmprop.model import Model
 from qmprop.molecule import Molecule
-from qmprop.qm9 import Dataset, load_labeled
 
 #: Twenty molecules of QM9 with their reference values.
 QM9_20 = Path(__file__).parent / "data" / "qm9_20.extxyz"

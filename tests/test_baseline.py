@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from samples import SPREAD, random_rotation, read_dataset
 
 from qmprop.baseline import Baseline, Composition, atomization, center, compose
+from qmprop.datasets import Dataset
 from qmprop.egnn import LATENTS
-from qmprop.qm9 import Dataset, split_qm9
+from qmprop.qm9 import split_qm9
 from qmprop.targets import BOHR_ANGSTROM, DEFAULT_KEYS, HARTREE_EV, RT_EV, TARGETS
 
 COLUMN = {key: index for index, key in enumerate(DEFAULT_KEYS)}

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qmprop import qm9
+from qmprop import datasets, qm9
+from qmprop.datasets import Dataset
 from qmprop.errors import DataError, OutputError, UsageError
-from qmprop.qm9 import Dataset
 from qmprop.targets import ATOM_ENERGIES_HARTREE, DEFAULT_KEYS, HARTREE_EV, TARGETS, convert, unit_factor
 
 COLUMN = {key: index for index, key in enumerate(DEFAULT_KEYS)}
@@ -28,7 +28,7 @@ WATER = "O 0 0 0\nH 0.96 0 0\nH -0.24 0.93 0\n"
 @pytest.fixture(scope="session")
 def full_cache(full: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("qm9") / "full.cache"
-    qm9.write_cache(full, path)
+    datasets.write_cache(full, path)
     return path
 
 
@@ -233,7 +233,7 @@ class TestDataset:
 class TestCache:
     def test_round_trip_is_exact_and_small(self, full: Dataset, full_cache: Path) -> None:
         assert full_cache.stat().st_size < 40e6
-        assert qm9.is_cache(full_cache)
+        assert datasets.is_cache(full_cache)
         loaded = qm9.load_data(full_cache)
         assert same(loaded, full)
         assert loaded.name == "qm9"
@@ -243,61 +243,61 @@ class TestCache:
         targets = small.targets.copy()
         targets[3:, 5] = np.nan
         partial = replace(small, targets=targets, name="mine.xyz")
-        qm9.write_cache(partial, tmp_path / "cache")
+        datasets.write_cache(partial, tmp_path / "cache")
         loaded = qm9.load_data(tmp_path / "cache")
         assert same(loaded, partial)
         assert loaded.name == "mine.xyz"
 
     def test_every_truncation_and_bit_flip_is_noticed(self, small: Dataset, tmp_path: Path) -> None:
         path = tmp_path / "cache"
-        qm9.write_cache(small.select(slice(5)), path)
+        datasets.write_cache(small.select(slice(5)), path)
         content = path.read_bytes()
         for length in range(0, len(content), 97):
             path.write_bytes(content[:length])
             with pytest.raises(DataError):
-                qm9.read_cache(path)
+                datasets.read_cache(path)
         for place in range(0, len(content), 97):
             path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
             with pytest.raises(DataError):
-                qm9.read_cache(path)
+                datasets.read_cache(path)
 
     def test_missing_and_foreign_files(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="No such file"):
-            qm9.read_cache(tmp_path / "missing")
-        assert not qm9.is_cache(tmp_path / "missing")
-        assert not qm9.is_cache(tmp_path)
+            datasets.read_cache(tmp_path / "missing")
+        assert not datasets.is_cache(tmp_path / "missing")
+        assert not datasets.is_cache(tmp_path)
         (tmp_path / "foreign").write_text("3\nwater\n")
-        assert not qm9.is_cache(tmp_path / "foreign")
+        assert not datasets.is_cache(tmp_path / "foreign")
         with pytest.raises(DataError, match="not a cache file"):
-            qm9.read_cache(tmp_path / "foreign")
+            datasets.read_cache(tmp_path / "foreign")
 
     def test_a_pickle_inside_is_never_loaded(self, tmp_path: Path) -> None:
         path = tmp_path / "cache"
         np.savez(tmp_path / "evil.npz", ids=np.array([print], dtype=object))
         body = (tmp_path / "evil.npz").read_bytes()
-        path.write_bytes(qm9._MAGIC + qm9.hashlib.sha256(body).digest() + body)
+        path.write_bytes(datasets._MAGIC + datasets.hashlib.sha256(body).digest() + body)
         with pytest.raises(DataError, match="allow_pickle"):
-            qm9.read_cache(path)
+            datasets.read_cache(path)
 
     def test_a_full_disk_leaves_the_old_file_and_nothing_else(self, small: Dataset, tmp_path: Path) -> None:
         path = tmp_path / "cache"
-        qm9.write_cache(small, path)
+        datasets.write_cache(small, path)
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
         try:
             with pytest.raises(OutputError, match="cannot write"):
-                qm9.write_cache(small.select(slice(10)), path)
+                datasets.write_cache(small.select(slice(10)), path)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert same(qm9.read_cache(path), small)
+        assert same(datasets.read_cache(path), small)
         assert list(tmp_path.iterdir()) == [path]
 
     def test_writers_at_the_same_time_never_show_half_a_file(self, small: Dataset, tmp_path: Path) -> None:
         path = tmp_path / "deep" / "folder" / "cache"
-        qm9.write_cache(small, path)
+        datasets.write_cache(small, path)
         with ThreadPoolExecutor(4) as pool:
-            writers = [pool.submit(qm9.write_cache, small, path) for _ in range(20)]
-            reads = [same(qm9.read_cache(path), small) for _ in range(20)]
+            writers = [pool.submit(datasets.write_cache, small, path) for _ in range(20)]
+            reads = [same(datasets.read_cache(path), small) for _ in range(20)]
             for writer in writers:
                 writer.result()
         assert all(reads)
@@ -415,7 +415,7 @@ class TestLabeled:
         assert labels[COLUMN["homo"]] == pytest.approx(-0.2928 * HARTREE_EV)
         assert labels[COLUMN["cv"]] == 6.002
         with pytest.raises(UsageError, match="unknown unit"):
-            qm9.load_labeled(path, units="mu=meter")
+            datasets.load_labeled(path, units="mu=meter")
 
     @pytest.mark.parametrize("key", ["u0", "u", "h", "g"])
     def test_atomization_energies_become_totals(self, full: Dataset, tmp_path: Path, key: str) -> None:
@@ -430,7 +430,7 @@ class TestLabeled:
             f"{key}_atom={total - atoms!r}".replace("np.float64(", "").replace(")", ""),
             f"{key}_atom=-1 {key}=-5",
         )
-        labels = qm9.load_labeled(self.write(tmp_path / "methane.xyz", *comments, atoms=lines)).targets
+        labels = datasets.load_labeled(self.write(tmp_path / "methane.xyz", *comments, atoms=lines)).targets
         assert labels[0, COLUMN[key]] == pytest.approx(total, abs=1e-9)
         assert labels[1, COLUMN[key]] == -5
         assert np.isfinite(labels[0]).sum() == 1

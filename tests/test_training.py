@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file
 from samples import QM9_20, TINY, read_dataset
 
-from qmprop import qm9, training
+from qmprop import datasets, qm9, training
 from qmprop.baseline import Baseline, center, compose
 from qmprop.config import ModelConfig, TrainConfig
+from qmprop.datasets import Dataset
 from qmprop.errors import ConfigError, DataError, OutputError, TrainingError
 from qmprop.model import load_model
-from qmprop.qm9 import Dataset
 from qmprop.targets import DEFAULT_KEYS
 from qmprop.training import EpochResult, TrainResult, train
 
@@ -81,7 +81,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_network_learns_32_molecules_by_heart(full: Dataset, tmp_path: Path) -> None:
     dataset = full.select(np.arange(40))
-    qm9.write_cache(dataset, tmp_path / "forty.cache")
+    datasets.write_cache(dataset, tmp_path / "forty.cache")
     shape = ModelConfig(node_width=64, message_width=32, layers=2, cutoff=4.0, radial=16, flows=8, heads=4)
     settings = {
         "epochs": 80,
@@ -351,11 +351,11 @@ def test_ctrl_c_leaves_a_run_that_resumes(tmp_path: Path) -> None:
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not (folder / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
     assert output == ""
