@@ -45,7 +45,7 @@ class Model:
 
     Attributes:
         name: File name without suffix.
-        digest: SHA-256 of the weights file, hexadecimal.
+        digest: SHA-256 of all that decides its predictions, hexadecimal.
         config: Shape of the network.
         network: The network, in evaluation mode.
         baseline: What is removed before and restored after it.
@@ -166,7 +166,9 @@ def load_model(name_or_path: str | Path = BUNDLED, *, device: str = "auto") -> M
     except (SafetensorError, ConfigError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     network, baseline = _assemble(config, tensors, path)
-    digest = hashlib.sha256(content).hexdigest()
+    digest = _digest(header["architecture"], tensors)
+    if metadata.pop("sha256", None) != digest:
+        raise _damaged(path, "its checksum is wrong")
     return Model(network, baseline, name=path.stem, digest=digest, metadata=metadata, device=chosen)
 
 
@@ -187,6 +189,7 @@ def save_model(path: str | Path, network: EGNN, baseline: Baseline, metadata: Ma
     tensors["baseline.coefficients"] = torch.from_numpy(baseline.coefficients.copy())
     tensors["baseline.scales"] = torch.from_numpy(baseline.scales.copy())
     header = {"format": _FORMAT, "architecture": json.dumps(dataclasses.asdict(network.config))}
+    header["sha256"] = json.dumps(_digest(header["architecture"], tensors))
     header |= {key: json.dumps(value, allow_nan=False) for key, value in metadata.items()}
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -259,6 +262,15 @@ def _read_header(content: bytes, path: Path) -> dict[str, str]:
             "Give a .safetensors file written by `qmprop train`.",
         )
     return metadata
+
+
+def _digest(architecture: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over the architecture and every tensor's name, shape and bytes, hexadecimal."""
+    digest = hashlib.sha256(architecture.encode())
+    for key in sorted(tensors):
+        digest.update(f"{key} {list(tensors[key].shape)}".encode())
+        digest.update(tensors[key].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _assemble(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -> tuple[EGNN, Baseline]:

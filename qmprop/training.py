@@ -323,10 +323,15 @@ class _Module(pl.LightningModule):
         return mae
 
     def _stop(self, parts: list[NDArray[np.int64]], losses: list[Tensor]) -> None:
+        """Name the molecules of a batch whose loss is not finite."""
         bad = np.concatenate([part for part, loss in zip(parts, losses, strict=True) if not torch.isfinite(loss)])
-        names = ", ".join(str(i) for i in self.training_set.ids[bad][:10])
+        graph, labels = self._look_up(bad)
+        with torch.no_grad():
+            finite = torch.isfinite(self.network(*graph.arguments()) - labels).all(dim=1).cpu().numpy()
+        ids = self.training_set.ids[bad if finite.all() else bad[~finite]]
+        names = ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
         raise TrainingError(
-            f"the loss is not finite in epoch {self.current_epoch + 1}; among the molecules with ids {names}, ...",
+            f"the loss is not finite in epoch {self.current_epoch + 1} for the molecules with ids {names}",
             "Resume with a smaller --lr in a new run, or check these molecules' labels.",
         )
 

@@ -87,13 +87,26 @@ def test_a_saved_model_predicts_the_same(model: Model, weights: Path, molecules:
     assert not loaded.network.training
 
 
-def test_the_digest_names_the_content(weights: Path) -> None:
+def test_the_digest_names_what_decides_the_predictions(model: Model, weights: Path) -> None:
     digest = load_model(weights, device="cpu").digest
     copy = weights.with_name("copy.safetensors")
-    copy.write_bytes(weights.read_bytes())
+    save_model(copy, model.network, model.baseline, {"note": "another note"})
     assert load_model(copy, device="cpu").digest == digest
-    rewrite(copy, tensors=lambda content: content["network.norm.bias"].add_(1.0))
+    with torch.no_grad():
+        model.network.norm.bias.add_(1.0)
+        save_model(copy, model.network, model.baseline, {})
+        model.network.norm.bias.sub_(1.0)
     assert load_model(copy, device="cpu").digest != digest
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9, 1.0])
+def test_a_flipped_bit_among_the_numbers_is_refused(weights: Path, share: float) -> None:
+    content = bytearray(weights.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    position = start + int((len(content) - start - 1) * share)
+    content[position] ^= 0x01
+    weights.write_bytes(content)
+    refuse(weights, "checksum")
 
 
 @pytest.mark.parametrize("share", [0.0, 1e-5, 0.01, 0.5, 0.999])
@@ -157,6 +170,7 @@ def test_tensors_have_to_be_exactly_the_networks(weights: Path) -> None:
         (architecture(layers=1), "2 layers where its architecture says 1"),
         (architecture(node_width=64), "should be"),
         (architecture(node_width=2**40), "node_width"),
+        (architecture(cutoff=TINY.cutoff - 0.1), "checksum"),
     ],
 )
 def test_metadata_has_to_describe_the_tensors(weights: Path, header: dict[str, str], problem: str) -> None:

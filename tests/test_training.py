@@ -283,7 +283,9 @@ def test_every_molecule_is_seen_once_an_epoch_in_a_new_order() -> None:
 
 
 def test_a_loss_that_explodes_stops_the_run(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"the loss is not finite in epoch 1; .* ids [0-9]+") as caught:
+    with pytest.raises(
+        TrainingError, match=r"the loss is not finite in epoch 1 for the molecules with ids [0-9]+"
+    ) as caught:
         run(tmp_path, dataclasses.replace(CONFIG, lr=1e30))
     assert "--lr" in caught.value.hint
     assert not (tmp_path / "weights.safetensors").exists()
@@ -299,8 +301,8 @@ def test_a_label_that_is_no_number_names_its_molecule(monkeypatch: pytest.Monkey
         return latents
 
     monkeypatch.setattr(Baseline, "remove", spoil)
-    with pytest.raises(TrainingError, match=rf"ids (.*, )?{culprit}\b"):
-        run(tmp_path, dataclasses.replace(CONFIG, batch_size=1))
+    with pytest.raises(TrainingError, match=rf"with ids {culprit}$"):
+        run(tmp_path, CONFIG)
     assert not (tmp_path / "weights.safetensors").exists()
 
 
