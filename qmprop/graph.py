@@ -26,7 +26,7 @@ class Graph:
 
     Attributes:
         numbers: Atomic numbers, int64 [N].
-        positions: In Å, float32 [N, 3].
+        positions: In Å, float32 or float64 [N, 3].
         receivers: Atom i of each edge, ascending, int64 [E].
         senders: Atom j of each edge, int64 [E].
         molecules: Index of each atom's molecule, ascending, int64 [N].
@@ -44,7 +44,7 @@ class Graph:
         """Return the same graph on another device."""
         return Graph(
             self.numbers.to(device),
-            self.positions.to(device),
+            (self.positions.float() if torch.device(device).type == "mps" else self.positions).to(device),  # no float64
             self.receivers.to(device),
             self.senders.to(device),
             self.molecules.to(device),
@@ -84,7 +84,7 @@ def build_graph(
 
     Args:
         numbers: Atomic numbers [N].
-        positions: In Å, finite; center each molecule first, so that float32 keeps its shape [N, 3].
+        positions: In Å, finite, float64 or, each molecule centered, float32 [N, 3].
         offsets: Molecule k owns the atoms offsets[k]:offsets[k + 1] [M + 1].
         cutoff: In Å.
     """
@@ -98,7 +98,7 @@ def build_graph(
         receivers, senders = receivers[order], senders[order]
     return Graph(
         torch.from_numpy(np.asarray(numbers, dtype=np.int64)),
-        torch.from_numpy(np.asarray(positions, dtype=np.float32)),
+        torch.from_numpy(np.asarray(positions)),
         torch.from_numpy(receivers),
         torch.from_numpy(senders),
         torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)),
@@ -115,8 +115,8 @@ def _dense_pairs(
     slots = np.arange(sizes.max())
     present = slots < sizes[:, None]
     atoms = np.where(present, starts[:, None] + slots, starts[:, None])
-    block = np.asarray(positions[atoms], dtype=np.float32)
-    squares = np.zeros(block.shape[:2] + block.shape[1:2], dtype=np.float32)
+    block = positions[atoms]
+    squares = np.zeros(block.shape[:2] + block.shape[1:2], dtype=block.dtype)
     for axis in range(3):
         squares += np.square(block[:, :, None, axis] - block[:, None, :, axis])
     close = (squares < cutoff * cutoff) & present[:, :, None] & present[:, None, :]
@@ -129,7 +129,7 @@ def _tree_pairs(positions: NDArray[np.floating[Any]], start: int, size: int, cut
     """Pairs within one large molecule: [2, E], receivers ascending."""
     from scipy.spatial import cKDTree
 
-    points = np.asarray(positions[start : start + size], dtype=np.float32)
+    points = positions[start : start + size]
     pairs = cKDTree(points).query_pairs(cutoff, output_type="ndarray").astype(np.int64)
     both = np.concatenate([pairs, pairs[:, ::-1]]).T + start
     return both[:, np.lexsort((both[1], both[0]))]
@@ -164,7 +164,7 @@ def to_pyg(molecule: Molecule, cutoff: float, y: NDArray[np.float64] | None = No
         z=graph.numbers,
         pos=torch.from_numpy(molecule.positions.copy()),
         edge_index=torch.stack([graph.senders, graph.receivers]),
-        edge_attr=graph.distances[:, None],
+        edge_attr=graph.distances[:, None].float(),
     )
     if y is not None:
         data.y = torch.as_tensor(y, dtype=torch.float64)[None]

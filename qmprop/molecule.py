@@ -13,7 +13,7 @@ from qmprop.targets import ELEMENTS
 
 #: Two nuclei closer than this (Å) are a damaged file, not a molecule.
 MIN_DISTANCE: Final = 0.3
-#: No molecule is larger (Å); across it float32 still tells positions apart to a thousandth of an Å.
+#: No molecule is larger (Å).
 MAX_EXTENT: Final = 1e4
 #: Farther from the origin (Å) even float64 does not keep a molecule's shape.
 MAX_COORDINATE: Final = 1e9
