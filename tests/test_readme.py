@@ -67,8 +67,8 @@ def id_of(block):
 @pytest.mark.parametrize("block", BLOCKS, ids=id_of)
 def test_the_commands_run(block, folder):
     lines = [SHORTENED.get(line, line) for line in commands(block) if line not in NOT_RUN]
-    if any(line.startswith("jq ") for line in lines) and shutil.which("jq") is None:
-        pytest.skip("jq is not installed")
+    if shutil.which("jq") is None:  # what jq would read is checked below
+        lines = [line for line in lines if not line.startswith("jq ")]
     result = shell("\n".join(lines), folder, check=False)
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
