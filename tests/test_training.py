@@ -82,16 +82,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_network_learns_32_molecules_by_heart(full: Dataset, tmp_path: Path) -> None:
     dataset = full.select(np.arange(40))
     datasets.write_cache(dataset, tmp_path / "forty.cache")
-    shape = ModelConfig(node_width=64, message_width=32, layers=2, cutoff=4.0, radial=16, flows=8, heads=4)
-    settings = {
-        "epochs": 80,
-        "batch_size": 2,
-        "lr": 4e-3,
-        "ema_decay": 0.99,
-        "weight_decay": 0.0,
-        "energy_weight": 50.0,
-    }
-    config = TrainConfig(**settings, warmup_steps=20, model=shape)
+    shape = ModelConfig(node_width=64, message_width=32, layers=2, radial=16)
+    config = TrainConfig(
+        epochs=600, batch_size=8, lr=2e-3, warmup_steps=20, ema_decay=0.98, weight_decay=0.0, model=shape
+    )
     result = train(config, data=tmp_path / "forty.cache", out_dir=tmp_path / "run", device="cpu")
 
     learned = dataset.select(qm9.split_other(40)["train"])
@@ -102,9 +96,8 @@ def test_network_learns_32_molecules_by_heart(full: Dataset, tmp_path: Path) -> 
     before, after = (np.abs(values - learned.targets).mean(axis=0) for values in (plain, found))
     shrunk = dict(zip(DEFAULT_KEYS, before / after, strict=True))
     assert len(learned) == 32
-    assert shrunk["u0"] > 4.0, shrunk
-    assert shrunk["mu"] > 8.0, shrunk
-    assert min(shrunk.values()) > 1.0, shrunk
+    assert shrunk["u0"] > 100.0, shrunk
+    assert min(shrunk.values()) > 10.0, shrunk
 
 
 def test_run_folder_holds_what_the_run_was(finished: Run) -> None:
