@@ -15,7 +15,7 @@ from rich.text import Text
 from qmprop.targets import TARGETS
 
 if TYPE_CHECKING:
-    from qmprop.training import EpochResult
+    from qmprop.learning import EpochResult
 
 _COLUMN_WIDTH: Final = 9
 _LABEL_WIDTH: Final = 26

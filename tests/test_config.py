@@ -24,9 +24,9 @@ MODELS = st.builds(
 CONFIGS = st.builds(
     TrainConfig,
     epochs=st.integers(1, 10**6),
-    lr=st.floats(0.0, exclude_min=True, allow_infinity=False),
-    weight_decay=st.floats(0.0, 1.0),
-    ema_decay=st.floats(0.0, 1.0, exclude_max=True),
+    lr=st.floats(1e-300, 1e300),
+    weight_decay=st.floats(0.0, 1.0, allow_subnormal=False),
+    ema_decay=st.floats(0.0, 1.0, exclude_max=True, allow_subnormal=False),
     limit=st.none() | st.integers(2, 10**6),
     model=MODELS,
 )

@@ -16,7 +16,19 @@ WATER = PACKAGE.parent / "examples" / "water.xyz"
 #: From the bottom up: a module imports only modules that stand before it.
 LAYERS = (
     ["errors", "targets", "config", "records", "molecule", "egnn", "baseline", "graph", "model", "formats", "readers"]
-    + ["tables", "writers", "trust", "inference", "datasets", "qm9", "geometries", "evaluation", "report", "training"]
+    + [
+        "tables",
+        "writers",
+        "trust",
+        "inference",
+        "datasets",
+        "qm9",
+        "geometries",
+        "evaluation",
+        "report",
+        "learning",
+        "training",
+    ]
     + ["monitor", "console", "cli", "__main__"]
 )
 HEAVY = ("torch", "torch_geometric", "ase", "rdkit", "pytorch_lightning", "scipy")

@@ -6,9 +6,9 @@ import pytest
 from rich.console import Console
 
 from qmprop.evaluation import PAPER_MAE
+from qmprop.learning import EpochResult
 from qmprop.monitor import TrainingMonitor, describe, draw
 from qmprop.targets import DEFAULT_KEYS, TARGETS
-from qmprop.training import EpochResult
 
 
 def epoch(number, epochs=100):

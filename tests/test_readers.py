@@ -261,7 +261,7 @@ def test_bytes_that_are_not_utf8_spoil_only_the_comment(tmp_path: Path) -> None:
     assert molecule.name == "eau de K\ufffdln"
 
 
-finite = st.floats(-1e6, 1e6)
+finite = st.floats(-1e6, 1e6, allow_subnormal=False)
 atoms = st.lists(st.tuples(st.sampled_from(["H", "C", "N", "O", "F", "Cl"]), finite, finite, finite), max_size=9)
 
 

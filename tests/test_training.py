@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from samples import QM9_20, TINY, read_dataset
 
-from qmprop import datasets, qm9, training
+from qmprop import datasets, learning, qm9
 from qmprop.baseline import Baseline, center, compose
 from qmprop.config import ModelConfig, TrainConfig
 from qmprop.datasets import Dataset
@@ -243,7 +243,7 @@ def test_a_folder_with_a_run_is_not_used_again(finished: Run, tmp_path: Path) ->
 def test_learning_rate_warms_up_and_reaches_zero() -> None:
     dataset = read_dataset()
     config = dataclasses.replace(CONFIG, epochs=50, warmup_steps=1000)
-    module = training._Module(config, dataset, qm9.split_other(20), None, None)
+    module = learning.Learner(config, dataset, qm9.split_other(20), None, None)
     chosen = module.configure_optimizers()
     optimizer, schedule = chosen["optimizer"], chosen["lr_scheduler"]["scheduler"]
     rates = [schedule.get_last_lr()[0]]
@@ -263,7 +263,7 @@ def test_learning_rate_warms_up_and_reaches_zero() -> None:
 
 
 def test_every_molecule_is_seen_once_an_epoch_in_a_new_order() -> None:
-    batches = training._Batches(103, 10, seed=0)
+    batches = learning.Batches(103, 10, seed=0)
     orders = []
     for epoch in (0, 1, 1):
         batches.set_epoch(epoch)

@@ -8,7 +8,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from samples import make_model, read_dataset, read_molecules
 
-from qmprop import training
+from qmprop import learning
 from qmprop.config import ModelConfig, TrainConfig
 from qmprop.molecule import Molecule
 from qmprop.qm9 import split_other
@@ -36,7 +36,7 @@ def test_gradients(benchmark: BenchmarkFixture) -> None:
     """A training step but for the optimizer, on 64 molecules."""
     torch.set_flush_denormal(True)
     dataset = read_dataset().select(np.tile(np.arange(20), 5))
-    module = training._Module(TrainConfig(), dataset, split_other(100), None, None)
+    module = learning.Learner(TrainConfig(), dataset, split_other(100), None, None)
     loss, gradients = benchmark.pedantic(module._gradients, args=(np.arange(64),), rounds=5, warmup_rounds=1)
     module.pool.shutdown()
     benchmark.extra_info["molecules_per_second"] = 64 / benchmark.stats.stats.median
