@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytorch_lightning as pl
@@ -25,6 +25,8 @@ from qmprop.graph import Graph, build_graph
 from qmprop.model import Model
 from qmprop.targets import DEFAULT_KEYS, TARGETS, unit_factor
 
+#: Molecules that make it worth a thread's while.
+_PART_SIZE: Final = 8
 _HOMO, _LUMO, _U0 = (LATENTS.index(key) for key in ("homo", "lumo", "u0"))
 
 
@@ -77,7 +79,21 @@ class Batches(Sampler[NDArray[np.int64]]):
 
 
 class Learner(pl.LightningModule):
-    """The training step, the averaged weights and their validation."""
+    """The training step, the averaged weights and their validation.
+
+    Args:
+        config: The settings.
+        molecules: All molecules; positions in Å, the twelve properties in default units.
+        splits: Their split; "train" is learned from, "choose" validates.
+        on_epoch: Called after every epoch.
+        on_step: Called after every step with the steps done and to do, and the loss.
+
+    Attributes:
+        network: The network that is trained.
+        averaged: The exponential moving average of its weights, which is validated and shipped.
+        baseline: Fitted on the training molecules only.
+        history: The finished epochs.
+    """
 
     def __init__(
         self,
@@ -142,7 +158,7 @@ class Learner(pl.LightningModule):
 
     def training_step(self, batch: NDArray[np.int64], batch_index: int) -> None:
         """Sum the gradients of the parts of a batch, clip, step, average."""
-        parts = np.array_split(batch, min(self.workers, len(batch)))
+        parts = np.array_split(batch, min(self.workers, -(-len(batch) // _PART_SIZE)))
         results = list((self.pool.map if len(parts) > 1 else map)(self._gradients, parts))
         shares = [len(part) / len(batch) for part in parts]
         loss = torch.stack([result[0] * share for result, share in zip(results, shares, strict=True)]).sum()

@@ -26,7 +26,7 @@ _TYPICAL_ERRORS: Final[Mapping[str, float]] = {"mu": 0.03, "alpha": 0.1, "r2": 1
 _TYPICAL_ENERGY_ERROR: Final = 0.03
 _STATUS_STYLES: Final = {"ok": "green", "warning": "yellow", "error": "bold red"}
 _MIN_NAME_WIDTH: Final = 12
-_WIDE: Final = 120
+_WIDE: Final = 80
 #: The heading's rule in plain characters; the layout is that of `box.SIMPLE_HEAD`.
 _ASCII_BOX: Final = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
