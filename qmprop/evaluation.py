@@ -144,24 +144,29 @@ def evaluate(
     chosen = molecules.select(rows[:limit])
     if len(chosen) == 0:
         raise DataError(f"{molecules.name} has no {split} molecules", "Use a larger file or another --split.")
-    predictions = _predict(model, chosen, on_progress)
     return Report(
         data=molecules.name,
         split=split if known else "all",
         geometry="dft" if is_qm9 else "file",
         molecules=len(chosen),
         weights=model.id,
-        properties=_measure(predictions, chosen.targets),
+        properties=measure(model, chosen, on_progress=on_progress),
     )
 
 
-def _check(value: str, allowed: tuple[str, ...], name: str) -> None:
-    if value not in allowed:
-        raise UsageError(f"unknown {name} '{value}'", f"Use one of: {', '.join(allowed)}.")
+def measure(
+    model: Model, molecules: Dataset, *, on_progress: Callable[[int, int], None] | None = None
+) -> dict[str, Errors]:
+    """Predict molecules and compare with their reference values.
 
+    Args:
+        model: The network.
+        molecules: Molecules with reference values, some of which may be NaN.
+        on_progress: Called with the molecules done and to do.
 
-def _predict(model: Model, molecules: Dataset, on_progress: Callable[[int, int], None] | None) -> NDArray[np.float64]:
-    """Return the twelve properties in default units [M, 12]."""
+    Returns:
+        Errors by key, for the properties that have a reference value.
+    """
     parts: list[NDArray[np.float64]] = []
     done = 0
     for part in model.predict_arrays(molecules.numbers, molecules.positions, molecules.offsets):
@@ -169,10 +174,7 @@ def _predict(model: Model, molecules: Dataset, on_progress: Callable[[int, int],
         done += len(part)
         if on_progress is not None:
             on_progress(done, len(molecules))
-    return np.concatenate(parts)
-
-
-def _measure(predictions: NDArray[np.float64], references: NDArray[np.float64]) -> dict[str, Errors]:
+    predictions, references = np.concatenate(parts), molecules.targets
     properties = {}
     for column, key in enumerate(DEFAULT_KEYS):
         target = TARGETS[key]
@@ -188,3 +190,8 @@ def _measure(predictions: NDArray[np.float64], references: NDArray[np.float64]) 
                 unit=target.evaluation_unit,
             )
     return properties
+
+
+def _check(value: str, allowed: tuple[str, ...], name: str) -> None:
+    if value not in allowed:
+        raise UsageError(f"unknown {name} '{value}'", f"Use one of: {', '.join(allowed)}.")

@@ -21,9 +21,9 @@ from qmprop.config import TrainConfig
 from qmprop.datasets import Dataset as Molecules
 from qmprop.egnn import EGNN, LATENTS
 from qmprop.errors import TrainingError
+from qmprop.evaluation import measure
 from qmprop.graph import Graph, build_graph
 from qmprop.model import Model
-from qmprop.targets import DEFAULT_KEYS, TARGETS, unit_factor
 
 #: Molecules that make it worth a thread's while.
 _PART_SIZE: Final = 8
@@ -239,16 +239,8 @@ class Learner(pl.LightningModule):
         return ((errors.abs() @ weights).mean() + gaps.abs().mean()) / (weights.sum() + 1.0)
 
     def _validate(self) -> dict[str, float]:
-        data = self.validation_set
         model = Model(copy.deepcopy(self.averaged), self.baseline, device=self.device)
-        predictions = np.concatenate(list(model.predict_arrays(data.numbers, data.positions, data.offsets)))
-        mae = {}
-        for key, found, known in zip(DEFAULT_KEYS, predictions.T, data.targets.T, strict=True):
-            labeled = ~np.isnan(known)  # a user's file may lack labels here
-            if labeled.any():
-                error = float(np.abs(found - known)[labeled].mean())
-                mae[key] = error / unit_factor(key, TARGETS[key].evaluation_unit)
-        return mae
+        return {key: errors.mae for key, errors in measure(model, self.validation_set).items()}
 
     def _stop(self, parts: list[NDArray[np.int64]], losses: list[Tensor]) -> None:
         """Name the molecules of a batch whose loss is not finite."""

@@ -24,7 +24,7 @@ import qmprop
 from qmprop.config import TrainConfig
 from qmprop.datasets import Dataset as Molecules
 from qmprop.errors import ConfigError, DataError, OutputError, TrainingError
-from qmprop.evaluation import evaluate
+from qmprop.evaluation import measure
 from qmprop.learning import EpochResult, Learner
 from qmprop.model import Model, choose_device, save_model
 from qmprop.qm9 import load_data, split_data
@@ -88,10 +88,10 @@ def train(
         raise TrainingError(f"the run in {folder} has no finished epoch", f"Continue with --resume {folder}.")
     weights = folder / WEIGHTS_FILE
     metadata = _describe(config, molecules, splits, module.last)
-    model = Model(copy.deepcopy(module.averaged), module.baseline, metadata=metadata, device=chosen)
+    model = Model(copy.deepcopy(module.averaged), module.baseline, device=chosen)
     if len(splits["test"]):
-        report = evaluate(weights=model, data=data, split="test")
-        metadata["test_mae"] = {key: _shorten(errors.mae) for key, errors in report.properties.items()}
+        errors = measure(model, molecules.select(splits["test"]))
+        metadata["test_mae"] = {key: _shorten(error.mae) for key, error in errors.items()}
     save_model(weights, module.averaged, module.baseline, metadata)
     return TrainResult(folder, weights, module.last)
 
