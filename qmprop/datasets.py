@@ -37,7 +37,8 @@ from qmprop.targets import (
 )
 
 _MAGIC: Final = b"qmprop-dataset-1\n"
-_HEADER_SIZE: Final = len(_MAGIC) + hashlib.sha256().digest_size
+_DIGEST_SIZE: Final = hashlib.sha256().digest_size
+_DAMAGED_HINT: Final = "Copy it again, or delete it to have it built again."
 _ARRAYS: Final = ("ids", "offsets", "numbers", "positions", "targets")
 
 
@@ -131,39 +132,59 @@ def read_cache(path: str | Path) -> Dataset:
     Raises:
         DataError: The file cannot be read, is not a cache file, or is damaged.
     """
+    arrays = read_arrays(path, _MAGIC)
+    try:
+        name = str(arrays.pop("name"))
+        arrays["positions"] = join_bytes(arrays["positions"], np.float32, 3)
+        arrays["targets"] = join_bytes(arrays["targets"], np.float64, len(DEFAULT_KEYS))
+        return Dataset(**arrays, name=name)
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise DataError(f"the cache file '{path}' is damaged: {error}", _DAMAGED_HINT) from error
+
+
+def write_cache(dataset: Dataset, path: str | Path) -> None:
+    """Write the data set to a cache file, whole or not at all.
+
+    Raises:
+        OutputError: The file cannot be written; what was there before is still there.
+    """
+    arrays = {field: getattr(dataset, field) for field in _ARRAYS}
+    arrays |= {field: split_bytes(arrays[field]) for field in ("positions", "targets")}
+    write_arrays(path, _MAGIC, name=np.array(dataset.name), **arrays)
+
+
+def read_arrays(path: str | Path, magic: bytes) -> dict[str, NDArray[Any]]:
+    """Return the arrays by name in a file that `write_arrays` wrote with this magic line.
+
+    Raises:
+        DataError: The file cannot be read, is no such file, or is damaged.
+    """
     try:
         content = memoryview(Path(path).read_bytes())
     except OSError as error:
         raise DataError(f"cannot read the cache file '{path}': {error.strerror or error}") from error
-    if bytes(content[: len(_MAGIC)]) != _MAGIC:
+    if bytes(content[: len(magic)]) != magic:
         raise DataError(f"'{path}' is not a cache file of this version of qmprop")
-    hint = "Copy it again, or delete it to have it built again."
-    body = content[_HEADER_SIZE:]
-    if hashlib.sha256(body).digest() != content[len(_MAGIC) : _HEADER_SIZE]:
-        raise DataError(f"the cache file '{path}' is damaged: its checksum is wrong", hint)
+    body = content[len(magic) + _DIGEST_SIZE :]
+    if hashlib.sha256(body).digest() != content[len(magic) : len(magic) + _DIGEST_SIZE]:
+        raise DataError(f"the cache file '{path}' is damaged: its checksum is wrong", _DAMAGED_HINT)
     try:
         with np.load(io.BytesIO(body), allow_pickle=False) as file:
-            arrays = {field: file[field] for field in _ARRAYS}
-            name = str(file["name"])
-        arrays["positions"] = _join_bytes(arrays["positions"], np.float32, 3)
-        arrays["targets"] = _join_bytes(arrays["targets"], np.float64, len(DEFAULT_KEYS))
-        return Dataset(**arrays, name=name)
+            return {name: file[name] for name in file.files}
     except (ValueError, KeyError, IndexError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"the cache file '{path}' is damaged: {error}", hint) from error
+        raise DataError(f"the cache file '{path}' is damaged: {error}", _DAMAGED_HINT) from error
 
 
-def write_cache(dataset: Dataset, path: str | Path) -> None:
-    """Write the data set to a cache file: to a temporary file beside it, read back, then moved into place.
+def write_arrays(path: str | Path, magic: bytes, **arrays: NDArray[Any]) -> None:
+    """Write arrays to a cache file: to a temporary file beside it, read back, then moved into place.
 
     Raises:
         OutputError: The file cannot be written; what was there before is still there.
     """
     path = Path(path)
-    arrays = {field: getattr(dataset, field) for field in _ARRAYS}
-    arrays |= {field: _split_bytes(arrays[field]) for field in ("positions", "targets")}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, name=np.array(dataset.name), **arrays)
-    content = _MAGIC + hashlib.sha256(buffer.getbuffer()).digest() + buffer.getvalue()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # a keyword of its own may not be an array
+    content = magic + hashlib.sha256(buffer.getbuffer()).digest() + buffer.getvalue()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,14 +242,14 @@ def load_labeled(path: str | Path, *, units: str | Iterable[str] | Mapping[str, 
     )
 
 
-def _split_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+def split_bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
     """Return bytes [itemsize, size] of `array`, column by column: like bytes side by side compress better."""
     columns = np.ascontiguousarray(array.T).reshape(-1)
     return np.ascontiguousarray(columns.view(np.uint8).reshape(len(columns), columns.itemsize).T)
 
 
-def _join_bytes(split: NDArray[np.uint8], dtype: type[np.floating[Any]], columns: int) -> NDArray[Any]:
-    """Undo `_split_bytes`."""
+def join_bytes(split: NDArray[np.uint8], dtype: type[np.number[Any]], columns: int) -> NDArray[Any]:
+    """Undo `split_bytes`."""
     return np.ascontiguousarray(np.ascontiguousarray(split.T).view(dtype).reshape(columns, -1).T)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 from qmprop.datasets import Dataset, is_cache
 from qmprop.errors import DataError, UsageError
+from qmprop.geometries import XTB_SIZE, Geometries, load_geometries, minimize_dataset
 from qmprop.model import Model, load_model
-from qmprop.qm9 import load_data, split_data
+from qmprop.qm9 import QM9_SIZE, load_data, split_data
 from qmprop.targets import DEFAULT_KEYS, TARGETS, unit_factor
 
 #: Test MAE of the EGNN paper (Satorras et al. 2021, table 3; one network per property), in evaluation units.
@@ -63,10 +65,11 @@ class Report:
     Attributes:
         data: "qm9" or the path of the file.
         split: "train", "valid" or "test"; "all" for a file that the weights were not trained on.
-        geometry: Where the geometries come from: "dft", or "file" for a file.
+        geometry: Where the geometries come from: "dft", or "file" for a file as it is; "mmff", "xtb".
         molecules: How many were predicted.
         weights: Name and hash of the weights.
         properties: Property key to errors, for the properties that have reference values.
+        skipped_reasons: Why molecules have no such geometry and were left out, and how many for each reason.
     """
 
     data: str
@@ -75,6 +78,12 @@ class Report:
     molecules: int
     weights: str
     properties: Mapping[str, Errors]
+    skipped_reasons: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> int:
+        """How many molecules were left out because they have no such geometry."""
+        return sum(self.skipped_reasons.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for JSON."""
@@ -83,6 +92,8 @@ class Report:
             "split": self.split,
             "geometry": self.geometry,
             "molecules": self.molecules,
+            "skipped": self.skipped,
+            "skipped_reasons": dict(self.skipped_reasons),
             "weights": self.weights,
             "properties": {
                 key: {
@@ -108,6 +119,7 @@ def evaluate(
     limit: int | None = None,
     units: str | None = None,
     on_load: Callable[[int, int], None] | None = None,
+    on_minimize: Callable[[int, int], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Measure the errors of a network.
@@ -117,41 +129,66 @@ def evaluate(
         data: "qm9", its compact cache file, or a labeled extxyz file. Such a file is evaluated whole, unless the
             weights were trained on it: then only its `split`.
         split: "train", "valid" or "test".
-        geometry: "dft".
+        geometry: "dft" for the geometries as they are; "mmff" or "xtb" for the MMFF94 or GFN2-xTB minima reached from
+            them, of QM9 kept in a cache file. "xtb" takes the first 1,000 molecules of a split of QM9. Molecules
+            without such a minimum are left out.
         device: "auto", "cpu", "cuda", ...
         limit: The first so many molecules only.
         units: Units of a labeled file's entries, as for `predict`.
         on_load: Called while QM9 is parsed with the molecules done and to do.
+        on_minimize: Called while minima are computed with the molecules done and to do.
         on_progress: Called with the molecules done and to do.
 
     Raises:
         UsageError: An argument has a value that is not allowed.
-        DataError: The data cannot be read.
+        DataError: The data cannot be read, or what computes the geometries is not installed.
         WeightsError: The weights cannot be used.
         DeviceError: The device does not exist here.
     """
     _check(split, SPLITS, "split")
     _check(geometry, GEOMETRIES, "geometry")
-    if geometry != "dft":
-        raise UsageError(f"{geometry} geometries are not part of this version", "Use --geometry dft.")
     if limit is not None and limit < 1:
         raise UsageError(f"limit {limit} is not allowed", "It must be 1 or more.")
     model = weights if isinstance(weights, Model) else load_model(weights, device=device)
     molecules = load_data(data, units=units, progress=on_load)
     is_qm9 = str(data) == "qm9" or is_cache(data)
     known = is_qm9 or model.metadata.get("data_sha256") == molecules.sha256
-    rows = split_data(molecules)[split] if known else np.arange(len(molecules))
-    chosen = molecules.select(rows[:limit])
-    if len(chosen) == 0:
+    rows = (split_data(molecules)[split] if known else np.arange(len(molecules)))[:limit]
+    if len(rows) == 0:
         raise DataError(f"{molecules.name} has no {split} molecules", "Use a larger file or another --split.")
+    skipped: Mapping[str, int] = {}
+    if geometry == "dft":
+        chosen = molecules.select(rows)
+    else:
+        chosen, skipped = _move(molecules, rows, geometry, on_minimize)
     return Report(
         data=molecules.name,
         split=split if known else "all",
-        geometry="dft" if is_qm9 else "file",
+        geometry=geometry if is_qm9 or geometry != "dft" else "file",
         molecules=len(chosen),
         weights=model.id,
         properties=measure(model, chosen, on_progress=on_progress),
+        skipped_reasons=skipped,
     )
+
+
+def _move(
+    molecules: Dataset, rows: NDArray[np.int64], kind: str, on_minimize: Callable[[int, int], None] | None
+) -> tuple[Dataset, dict[str, int]]:
+    """Return the molecules at `rows` that have a minimum, at it; and why the others have none, with counts."""
+    geometries: Geometries
+    if molecules.name == "qm9" and len(molecules) == QM9_SIZE:
+        rows = rows[:XTB_SIZE] if kind == "xtb" else rows
+        geometries = load_geometries(kind, molecules, rows=rows, progress=on_minimize)
+    else:
+        molecules = molecules.select(rows)
+        rows = np.arange(len(rows))
+        geometries = minimize_dataset(kind, molecules, progress=on_minimize)
+    moved = replace(molecules, positions=geometries.positions)
+    reasons = Counter(geometries.failures[int(number)] for number in molecules.ids[rows[~geometries.found[rows]]])
+    if not geometries.found[rows].any():
+        raise DataError(f"no molecule of {molecules.name} has a minimum: {reasons.most_common(1)[0][0]}")
+    return moved.select(rows[geometries.found[rows]]), dict(reasons.most_common())
 
 
 def measure(

@@ -89,7 +89,7 @@ def load_qm9(*, cache_file: Path | None = None, progress: Progress | None = None
     Raises:
         DataError: There is no usable cache file and `qm9pack` is missing or not what it should be.
     """
-    cache_file = cache_file or _cache_path()
+    cache_file = cache_file or find_cache("qm9.cache")
     try:
         dataset = read_cache(cache_file)
         _verify_qm9(dataset)
@@ -103,6 +103,47 @@ def load_qm9(*, cache_file: Path | None = None, progress: Progress | None = None
     except OutputError as error:
         warnings.warn(f"QM9 will be parsed again next time: {error.message}", RuntimeWarning, stacklevel=2)
     return dataset
+
+
+def find_cache(name: str) -> Path:
+    """Return the path of the cache file of this name, whether it exists or not.
+
+    Raises:
+        DataError: QMPROP_CACHE is not set and the user's cache folder cannot be found.
+    """
+    folder = os.environ.get("QMPROP_CACHE")
+    if folder:
+        return Path(folder) / name
+    try:
+        from platformdirs import user_cache_path
+    except ImportError as error:
+        hint = "Install platformdirs, set QMPROP_CACHE to a folder, or give a cache file with --data FILE."
+        raise DataError("the user's cache folder cannot be found without platformdirs", hint) from error
+    return user_cache_path("qmprop") / name
+
+
+def read_smiles(ids: Iterable[int]) -> dict[int, str]:
+    """Return SMILES of QM9's molecules by gdb number, from the files of `qm9pack`, as far as these have them.
+
+    Raises:
+        DataError: `qm9pack` is missing or not what it should be.
+    """
+    wanted = set(ids)
+    smiles: dict[int, str] = {}
+    for file in _find_qm9pack_files("it has the SMILES"):
+        try:
+            with file.open(encoding="utf-8", newline="") as lines:
+                reader = csv.reader(lines)
+                header = next(reader, [])
+                index, column = header.index("Index"), header.index("SMILES")
+                for row in reader:
+                    if (number := int(row[index])) in wanted:
+                        smiles[number] = row[column]
+                        if len(smiles) == len(wanted):
+                            return smiles
+        except (ValueError, IndexError, OSError, csv.Error) as error:
+            raise _unexpected(file, error) from error
+    return smiles
 
 
 def split_qm9(n: int = QM9_SIZE) -> dict[str, NDArray[np.int64]]:
@@ -148,18 +189,6 @@ def _split(n: int, train: int, valid: int, choose: int) -> dict[str, NDArray[np.
     }
 
 
-def _cache_path() -> Path:
-    folder = os.environ.get("QMPROP_CACHE")
-    if folder:
-        return Path(folder) / "qm9.cache"
-    try:
-        from platformdirs import user_cache_path
-    except ImportError as error:
-        hint = "Install platformdirs, set QMPROP_CACHE to a folder, or give a cache file with --data FILE."
-        raise DataError("the user's cache folder cannot be found without platformdirs", hint) from error
-    return user_cache_path("qmprop") / "qm9.cache"
-
-
 def _find_qm9pack_files(reason: str) -> list[Path]:
     """Return QM9's CSV files, without importing `qm9pack`, which needs the removed pkg_resources."""
     spec = find_spec("qm9pack")
@@ -173,6 +202,10 @@ def _find_qm9pack_files(reason: str) -> list[Path]:
     return files
 
 
+def _unexpected(file: Path, error: Exception) -> DataError:
+    return DataError(f"'{file}' is not a QM9 file as expected: {error}", "Install qm9pack again.")
+
+
 def _parse_qm9(files: Iterable[Path], progress: Progress | None = None) -> Dataset:
     chunks: list[tuple[NDArray[Any], ...]] = []
     done = 0
@@ -184,7 +217,7 @@ def _parse_qm9(files: Iterable[Path], progress: Progress | None = None) -> Datas
                 if progress is not None:
                     progress(done, QM9_SIZE)
         except (ValueError, KeyError, IndexError, OSError, csv.Error) as error:
-            raise DataError(f"'{file}' is not a QM9 file as expected: {error}", "Install qm9pack again.") from error
+            raise _unexpected(file, error) from error
     ids, counts, numbers, positions, targets = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
     return Dataset(ids, np.concatenate([[0], np.cumsum(counts)]), numbers, positions, targets, "qm9")
 
