@@ -6,21 +6,26 @@ import functools
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TextIO
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from qmprop.molecule import Molecule
 from qmprop.records import Message
+from qmprop.streams import Lines, ParseError
 
 if TYPE_CHECKING:
     from rdkit.Chem import Mol
 
-#: A longer line (characters) is no text file; reading on could fill the memory.
-MAX_LINE: Final = 1_000_000
-#: An MDL record of more characters is taken for a file without record ends.
-MAX_RECORD: Final = 64_000_000
+#: A record of more characters is taken for a file without record ends. A line counts as `MIN_LINE` at least, for each
+#: needs memory of its own.
+MAX_RECORD: Final = 16_000_000
+MIN_LINE: Final = 64
+#: Longer MDL records (characters) do not keep their text.
+MAX_ORIGIN: Final = 1_000_000
+#: A frame of more atoms is a damaged count, or nothing the network could take.
+MAX_FRAME: Final = 1_000_000
 #: A longer comment is prose, not the name of the molecule.
 MAX_NAME: Final = 100
 _CHUNK: Final = 256  # atom lines taken at once, so that a wrong atom count cannot fill the memory
@@ -55,36 +60,6 @@ class Failure:
     name: str | None = None
 
 
-class ParseError(Exception):
-    """The text breaks its format's rules; what follows cannot be trusted."""
-
-
-class Lines:
-    """The lines of a text stream, counted and of bounded length.
-
-    Attributes:
-        number: How many lines have been taken.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        """Start at the next line of the open stream, which is read no further than asked for."""
-        self.number = 0
-        self._stream = iter(functools.partial(stream.readline, MAX_LINE), "")
-
-    def take(self, count: int) -> list[str]:
-        """Take the next `count` lines; fewer where the stream ends.
-
-        Raises:
-            ParseError: A line is longer than `MAX_LINE`.
-        """
-        lines = list(itertools.islice(self._stream, count))
-        for line in lines:
-            self.number += 1
-            if len(line) >= MAX_LINE:
-                raise ParseError(f"line {self.number}: longer than {MAX_LINE} characters")
-        return lines
-
-
 def read_xyz(lines: Lines, source: str) -> Iterator[Molecule | Failure]:
     """Yield every frame of an .xyz, extended .xyz or raw QM9 .xyz text; positions in Å.
 
@@ -98,7 +73,7 @@ def read_xyz(lines: Lines, source: str) -> Iterator[Molecule | Failure]:
         count = _read_atom_count(lines, trailer)
         if count is None:
             return
-        comment = "".join(lines.take(1))
+        comment = lines.next()
         trailer = _QM9_TRAILER if _QM9_COMMENT.match(comment) else 0
         yield _read_frame(lines, count, _Comment.parse(comment), source, index)
 
@@ -214,14 +189,14 @@ def _find_columns(properties: str) -> tuple[int, int] | None:
 
 def _read_atom_count(lines: Lines, trailer: int) -> int | None:
     """Take the next frame's atom count, skipping blank lines and up to `trailer` others; None at the end."""
-    while line := "".join(lines.take(1)):
+    while line := lines.next():
         text = line.strip().lstrip("\ufeff")
         if text.isascii() and text.isdigit() and len(text) <= 18:
             return int(text)
         if not text:
             continue
         if trailer == 0:
-            raise ParseError(f"line {lines.number}: expected the number of atoms, found {_quote(text)}")
+            raise ParseError(f"line {lines.number}: expected the number of atoms, found {quote(text)}")
         trailer -= 1
     return None
 
@@ -233,6 +208,8 @@ def _read_frame(lines: Lines, count: int, comment: _Comment, source: str, index:
     while len(numbers) < count:
         first = lines.number + 1
         chunk = lines.take(min(count - len(numbers), _CHUNK))
+        if len(numbers) + len(chunk) > MAX_FRAME:
+            raise ParseError(f"line {lines.number}: the frame has more than {MAX_FRAME:,} atoms")
         if not chunk:
             raise ParseError(f"line {lines.number}: the text ends after {len(numbers)} of {count} atoms")
         try:
@@ -247,7 +224,7 @@ def _read_frame(lines: Lines, count: int, comment: _Comment, source: str, index:
     unknown = next((number for number in numbers if isinstance(number, str)), None)
     if unknown is not None:
         return Failure(
-            source, index, Message("unsupported-element", f"{_quote(unknown)} is not an element."), comment.name
+            source, index, Message("unsupported-element", f"{quote(unknown)} is not an element."), comment.name
         )
     return Molecule(
         np.array(numbers, dtype=np.int64),
@@ -279,7 +256,7 @@ def _parse_atoms(chunk: list[str], columns: tuple[int, int], first: int) -> tupl
             expected = max(element + 1, x + 3)
             raise ParseError(f"line {line_number}: expected {expected} columns (element x y z), found {len(row)}")
         numbers.append(_parse_element(row[element], line_number))
-        positions += [_parse_coordinate(entry, line_number) for entry in row[x : x + 3]]
+        positions += [parse_coordinate(entry, line_number) for entry in row[x : x + 3]]
     return numbers, positions
 
 
@@ -291,28 +268,41 @@ def _parse_element(text: str, line_number: int) -> int | str:
         return text
     label = _LABEL.fullmatch(text)  # C1 is the first carbon
     if label is None:
-        raise ParseError(f"line {line_number}: expected an element, found {_quote(text)}")
+        raise ParseError(f"line {line_number}: expected an element, found {quote(text)}")
     return table.get(label[1].capitalize(), text)
 
 
-def _parse_coordinate(text: str, line_number: int) -> float:
-    """Read a number; QM9 writes 1.2*^-6 for 1.2e-6, Fortran 1.2D-6."""
+def parse_coordinate(text: str, line_number: int) -> float:
+    """Read a number; QM9 writes 1.2*^-6 for 1.2e-6, Fortran 1.2D-6.
+
+    Raises:
+        ParseError: It is none.
+    """
     try:
         return float(re.sub(r"\*\^|(?<=[\d.])[dD](?=[-+\d])", "e", text).replace("_", "?"))
     except ValueError:
-        raise ParseError(f"line {line_number}: expected a coordinate, found {_quote(text)}") from None
+        raise ParseError(f"line {line_number}: expected a coordinate, found {quote(text)}") from None
 
 
-def _quote(text: str) -> str:
+def quote(text: str) -> str:
+    """Return a piece of the input for a message."""
     return repr(text if len(text) <= 40 else text[:37] + "...")
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """The lines of one MDL record up to its `M  END`, and code and text of what is wrong with it, if anything."""
+    """One MDL record.
+
+    Attributes:
+        lines: Its lines up to `M  END`.
+        first: Number of the first.
+        fields: Its data fields; None if they are too long to be kept.
+        error: Code and text of what is wrong with it, if anything.
+    """
 
     lines: list[str]
     first: int
+    fields: list[str] | None
     error: tuple[str, str] | None = None
 
 
@@ -321,23 +311,28 @@ def _split_mdl(lines: Lines) -> Iterator[_Block]:
     while True:
         first, size = lines.number + 1, 0
         block: list[str] = []
-        ended, fields, stray = False, False, 0
-        while (line := "".join(lines.take(1))) and not line.startswith("$$$$"):
+        fields: list[str] = []
+        ended, has_fields, stray = False, False, 0
+        while (line := lines.next()) and not line.startswith("$$$$"):
+            size += max(len(line), MIN_LINE)
             if not ended:
                 block.append(line)
-                size += len(line)
                 ended = line.startswith("M  END")
-            elif line.startswith("M  END") or not (fields or line.startswith(">") or line.isspace()):
+                if size > MAX_RECORD:
+                    raise ParseError(f"line {lines.number}: the record is too long; is its end missing?")
+                continue
+            has_fields = has_fields or line.startswith(">")
+            if line.startswith("M  END") or not (has_fields or line.isspace()):
                 stray = stray or lines.number
-            fields = fields or (ended and line.startswith(">"))
-            if size > MAX_RECORD:
-                raise ParseError(f"line {lines.number}: the record is longer than {MAX_RECORD} characters")
+            if has_fields and not stray and size <= MAX_ORIGIN:
+                fields.append(line)
         if not line and not "".join(block).strip():
             return
         missing = ("parse-error", f"lines {first}-{lines.number}: the record has no 'M  END' line")
-        yield _Block(block, first, None if ended else missing)
+        yield _Block(block, first, fields if size <= MAX_ORIGIN else None, None if ended else missing)
         if stray:
-            yield _Block([], stray, ("parse-error", f"line {stray}: text after 'M  END'; is a '$$$$' line missing?"))
+            text = f"line {stray}: text after 'M  END'; is a '$$$$' line missing?"
+            yield _Block([], stray, None, ("parse-error", text))
 
 
 def _parse_molblock(block: _Block, source: str, index: int, name: str | None) -> Molecule | tuple[str, str]:
@@ -353,7 +348,11 @@ def _parse_molblock(block: _Block, source: str, index: int, name: str | None) ->
         return "parse-error", f"lines {block.first}-{last}: not a valid V2000 or V3000 record"
     if block.lines[1][20:22].upper() == "2D" and mol.GetNumAtoms() and _is_flat(mol):
         return "no-3d-coordinates", "The record is a 2D drawing."
-    return _convert_rdkit(mol, source, index, name)
+    molecule = _convert_rdkit(mol, source, index, name)
+    if block.fields is None:
+        text = f"The record has more than {MAX_ORIGIN} characters: its bonds and data fields are not kept."
+        return replace(molecule, remarks=(Message("fields-dropped", text),))
+    return replace(molecule, origin="".join([*block.lines, *block.fields]).removesuffix("\n") + "\n")
 
 
 def _is_flat(mol: Mol) -> bool:
@@ -361,11 +360,13 @@ def _is_flat(mol: Mol) -> bool:
 
 
 def _convert_rdkit(mol: Mol, source: str, index: int, name: str | None) -> Molecule:
+    from rdkit.Chem import rdmolops
+
     return Molecule(
         np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()], dtype=np.int64),
         mol.GetConformer().GetPositions() if mol.GetNumAtoms() else np.empty((0, 3)),
         name=name,
         source=source,
         index=index,
-        charge=sum(atom.GetFormalCharge() for atom in mol.GetAtoms()),
+        charge=rdmolops.GetFormalCharge(mol),
     )

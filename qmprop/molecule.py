@@ -34,6 +34,8 @@ class Molecule:
         index: Position within the source, from 0.
         charge: Net charge in units of e.
         periodic: Whether the input declared a periodic cell.
+        remarks: What the reader has to say about it; its record repeats them.
+        origin: For an MDL record its own text: the molblock up to `M  END` and the data fields, without `$$$$`.
     """
 
     numbers: NDArray[np.int64]
@@ -43,6 +45,8 @@ class Molecule:
     index: int = 0
     charge: int = 0
     periodic: bool = False
+    remarks: tuple[Message, ...] = ()
+    origin: str | None = None
 
     def __post_init__(self) -> None:
         """Give both arrays their types and check their shapes."""
@@ -97,8 +101,8 @@ def find_error(molecule: Molecule) -> Message | None:
 
 
 def find_warnings(molecule: Molecule) -> tuple[Message, ...]:
-    """Return what makes a prediction for this molecule doubtful, as far as charge and size tell."""
-    messages = []
+    """Return what makes a prediction for this molecule doubtful: its reader's remarks, its charge and its size."""
+    messages = list(molecule.remarks)
     if molecule.charge:
         messages.append(
             Message("charged", f"Net charge {molecule.charge:+d}: predicted as if neutral, which is what was trained.")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import builtins
+import bz2
 import csv
 import gzip
 import importlib.util
 import io
 import itertools
+import lzma
 import os
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,15 +24,17 @@ import ase
 import ase.io
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rdkit import Chem
 from rdkit.Chem import AllChem
 
 from qmprop.errors import UsageError
-from qmprop.formats import Lines, read_xyz
+from qmprop.formats import read_xyz
 from qmprop.molecule import Molecule, find_error
 from qmprop.readers import Failure, from_ase, from_rdkit, read_file, read_paths
+from qmprop.streams import Lines
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WATER = (EXAMPLES / "water.xyz").read_text()
@@ -352,7 +358,75 @@ def test_rdkit_molecules_without_coordinates_are_refused() -> None:
     assert (molecule.formula, molecule.source, molecule.index) == ("CH4", "rdkit", 4)
 
 
+def test_mdl_records_keep_their_text(tmp_path: Path) -> None:
+    fields = "> <ID>\n7\n\n>  <note>  (3)\ntwo\nlines\n\n"
+    blocks = [block.lstrip("\n") for block in SDF.split("$$$$\n")[:3]]
+    molecules = read_text(tmp_path, "".join(f"{block}{fields}$$$$\n" for block in blocks), "three.sdf")
+    bare = read_text(tmp_path, blocks[0].rstrip("\n"), "bare.mol")
+    for molecule, block in zip(molecules + bare, [*blocks, ""], strict=True):
+        assert isinstance(molecule, Molecule)
+        assert molecule.remarks == ()
+        assert molecule.origin is not None
+        if block:
+            assert molecule.origin.startswith(block[: block.index("M  END") + 7])
+            assert molecule.origin.endswith(fields.rstrip("\n") + "\n") or molecule.origin.endswith(fields)
+        mol = Chem.MolFromMolBlock(molecule.origin, removeHs=False)
+        assert mol.GetNumAtoms() == len(molecule.numbers)
+    long = f"{blocks[0]}> <ID>\n" + ("7" * 99 + "\n") * 20_000 + "\n$$$$\n" + blocks[1]
+    first, second = read_text(tmp_path, long, "long.sdf")
+    assert isinstance(first, Molecule)
+    assert isinstance(second, Molecule)
+    assert (first.origin, [remark.code for remark in first.remarks]) == (None, ["fields-dropped"])
+    assert second.origin is not None
+    (water,) = read_text(tmp_path, WATER)
+    assert isinstance(water, Molecule)
+    assert water.origin is None
+
+
 # ---------------------------------------------------------------- ase
+
+
+def test_databases_are_read_in_order_and_never_changed(tmp_path: Path) -> None:
+    from ase.db import connect
+
+    names = [f"number {k}" for k in range(250)]
+    for suffix in ("db", "json"):
+        with connect(tmp_path / f"many.{suffix}") as database:
+            for k, name in enumerate(names[: 250 if suffix == "db" else 3]):
+                positions = [[0, 0, 0], [0, 0, 0.9 + k / 1000]]
+                database.write(ase.Atoms("HF", positions, charges=[k % 2, 0]), name=name)
+    found = list(read_paths(tmp_path))  # of .json files a folder takes none
+    assert [(item.name, item.index) for item in found] == [(name, k) for k, name in enumerate(names)]
+    assert [item.charge for item in found[:3] if isinstance(item, Molecule)] == [0, 1, 0]
+    assert [item.name for item in read_paths(tmp_path / "many.json")] == names[:3]
+    other = tmp_path / "other.db"
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE thumbs (id)")
+    before = other.read_bytes()
+    assert len(list(read_paths(tmp_path))) == 250
+    assert codes(list(read_paths(other))) == ["parse-error"]
+    assert other.read_bytes() == before
+    packed = tmp_path / "packed.db.gz"
+    packed.write_bytes(gzip.compress((tmp_path / "many.db").read_bytes()))
+    assert len(list(read_paths(packed))) == 250
+
+
+def test_a_crystal_is_refused_with_the_reason(tmp_path: Path) -> None:
+    ase.io.write(tmp_path / "salt.cif", ase.Atoms("NaCl", [[0, 0, 0], [0, 0, 2.8]], cell=[5.6] * 3, pbc=True))
+    (crystal,) = read_paths(tmp_path)
+    assert isinstance(crystal, Molecule)
+    assert find_error(crystal).code == "periodic"  # type: ignore[union-attr]
+
+
+def test_readers_of_ase_that_miss_the_end_are_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ase.io.formats import ioformats
+
+    def read_endlessly(file: io.TextIOBase, index: object) -> None:
+        while "END" not in file.readline():
+            pass
+
+    monkeypatch.setattr(type(ioformats["gen"]), "read", property(lambda self: read_endlessly))
+    assert codes(read_text(tmp_path, "2 C\nH\n", "x.gen")) == ["parse-error"]
 
 
 @pytest.mark.parametrize("suffix", ["json", "traj", "gen", "xsf", "pdb", "cube", "db"])
@@ -446,7 +520,7 @@ def test_existing_names_win_over_patterns(tmp_path: Path, monkeypatch: pytest.Mo
         ("empty.xyz", b"", "empty-file"),
         ("blank.sdf", b"\n \n\n", "empty-file"),
         ("blank", b"\n \n\n\n\n\n", "empty-file"),
-        ("water.xyz.gz", gzip.compress(WATER.encode()), "unknown-format"),
+        ("water.xyz.gz", gzip.compress(WATER.encode()), "H2O"),
         ("picture.png", b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "unknown-format"),
         ("noise", bytes(range(256)) * 100, "unknown-format"),
         ("noise.xyz", bytes(range(256)) * 100, "parse-error"),
@@ -511,7 +585,7 @@ def test_pipe_is_read_like_a_file(tmp_path: Path) -> None:
         writer.join()
 
 
-@pytest.mark.parametrize("input_format", ["smi", "mol3", "", "postgresql", "bundletrajectory"])
+@pytest.mark.parametrize("input_format", ["mol3", "", "postgresql", "bundletrajectory"])
 def test_unknown_input_format_is_wrong_usage_at_once(input_format: str) -> None:
     with pytest.raises(UsageError, match="unknown input format"):
         read_paths(["-"], input_format=input_format)
@@ -521,6 +595,68 @@ def test_input_format_overrides_the_suffix(tmp_path: Path) -> None:
     (tmp_path / "water.pdb").write_text(WATER)
     assert codes(list(read_paths([tmp_path / "water.pdb"], input_format="extxyz"))) == ["H2O"]
     assert codes(list(read_paths([EXAMPLES / "formamide.pdb"], input_format="proteindatabank"))) == ["CH3NO"]
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst"])
+def test_compressed_files_take_their_format_from_the_inner_suffix(tmp_path: Path, suffix: str) -> None:
+    compress = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+    compress["zst"] = zstandard.ZstdCompressor().compress
+    (tmp_path / f"three.SDF.{suffix}").write_bytes(compress[suffix](SDF.encode()))
+    (tmp_path / "named otherwise.mol").write_bytes(compress[suffix](SDF.encode()))
+    (tmp_path / f"cut.xyz.{suffix}").write_bytes(compress[suffix]((WATER * 9).encode())[:-2])
+    (tmp_path / f"results.json.{suffix}").write_bytes(compress[suffix](b"[]"))
+    found = list(read_paths(tmp_path))
+    three = ["C2H4O", "C2H3N", "C3H6"]
+    cut = codes(found)[: -2 * len(three)]
+    assert codes(found) == [*["H2O"] * (len(cut) - 1), "unreadable", *three * 2]
+    assert [item.index for item in found[: len(cut)]] == list(range(len(cut)))
+
+
+def test_archives_are_read_member_by_member(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in {
+            "z/water.xyz": WATER, "b.sdf.gz": gzip.compress(SDF.encode()), "notes.txt": "x", "c.xyz": "2\n",
+        }.items():  # fmt: skip
+            archive.writestr(name, content)
+    found = list(read_paths(tmp_path / "a.zip"))
+    assert codes(found) == ["C2H4O", "C2H3N", "C3H6", "parse-error", "H2O"]
+    assert [item.source.removeprefix(str(tmp_path)) for item in found[2:]] == [
+        "/a.zip/b.sdf.gz", "/a.zip/c.xyz", "/a.zip/z/water.xyz"
+    ]  # fmt: skip
+    assert codes(list(read_paths(tmp_path / "a.zip", pattern="*.zip"))) == ["unknown-format"]
+    data = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(data[: len(data) // 2])
+    assert codes(list(read_paths(tmp_path / "cut.zip"))) == ["unreadable"]
+
+
+def test_patterns_choose_the_files_of_a_folder(tmp_path: Path) -> None:
+    for name in ("a.xyz", "b.log", "sub/c.log", "sub/d.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(WATER)
+    assert [Path(item.source).name for item in read_paths(tmp_path, pattern="*.log")] == ["b.log", "c.log"]
+    several = read_paths(tmp_path, pattern=["?.txt", "b*"])
+    assert [Path(item.source).name for item in several] == ["b.log", "d.txt"]
+    (failure,) = read_paths(tmp_path, pattern="*.sdf")
+    assert isinstance(failure, Failure)
+    assert failure.message.text == "The folder holds no file that matches the pattern."
+
+
+def test_a_file_that_vanishes_or_is_forbidden_is_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.xyz", "b.xyz", "c.xyz"):
+        (tmp_path / name).write_text(WATER)
+    found = read_paths(tmp_path)
+    first = next(found)
+    (tmp_path / "b.xyz").unlink()
+    assert codes([first, *found]) == ["H2O", "missing-file", "H2O"]
+    real = builtins.open
+
+    def refuse(path: object, *args: object, **kwargs: object) -> object:
+        if str(path).endswith("a.xyz"):
+            raise PermissionError(13, "Permission denied")
+        return real(path, *args, **kwargs)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(builtins, "open", refuse)
+    assert codes(list(read_paths(tmp_path))) == ["unreadable", "H2O"]
 
 
 # ---------------------------------------------------------------- stdin
@@ -561,7 +697,9 @@ def test_stdin_streams(monkeypatch: pytest.MonkeyPatch, frame: str) -> None:
         (SDF, None, ["C2H4O", "C2H3N", "C3H6"]),
         (SDF, "mol", ["C2H4O", "C2H3N", "C3H6"]),
         ((EXAMPLES / "formamide.pdb").read_text(), "pdb", ["CH3NO"]),
-        ((EXAMPLES / "formamide.pdb").read_text(), None, ["unknown-format"]),
+        ((EXAMPLES / "formamide.pdb").read_text(), None, ["CH3NO"]),
+        ("CCO ethanol\nC(C\n", None, ["C2H6O", "bad-smiles"]),
+        ("id,smiles\n1,C\n", None, ["CH4"]),
         ("", None, ["empty-file"]),
         ("", "pdb", ["empty-file"]),
         ("2\n", None, ["parse-error"]),
