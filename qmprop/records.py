@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from qmprop.targets import TARGETS, UNITS
+from qmprop.targets import TARGETS, UNITS, Target
 
 Status = Literal["ok", "warning", "error"]
 
@@ -20,6 +20,10 @@ MESSAGE_CODES: Final[Mapping[str, str]] = MappingProxyType(
         "unreadable": "the operating system or the decoder refused to read the input",
         "unknown-format": "the file is of no known format",
         "parse-error": "the file breaks its format's rules at the place named",
+        "too-large-input": "a line, record, file or molecule beyond what can be read or generated",
+        "bad-smiles": "the text is no SMILES of a real molecule, or a row has none",
+        "embedding-failed": "no geometry could be generated from the SMILES",
+        "time-out": "generating a geometry took too long",
         "no-atoms": "the record has no atoms",
         "no-3d-coordinates": "all atoms lie in one point, or the record says that it is a 2D drawing",
         "non-finite-coordinates": "a coordinate is NaN or infinite",
@@ -29,6 +33,8 @@ MESSAGE_CODES: Final[Mapping[str, str]] = MappingProxyType(
         "periodic": "the structure is periodic; the network knows isolated molecules only",
         "out-of-memory": "the molecule does not fit into memory",
         "non-finite-prediction": "the network gave no finite number",
+        "generated-geometry": "warning: the geometry was generated from a SMILES; force-field geometries cost accuracy",
+        "fields-dropped": "warning: the record's bonds and data fields are too long to be handed on",
         "charged": "warning: the molecule is charged; the network knows neutral molecules only",
         "odd-electrons": "warning: an odd number of electrons; the network knows closed shells only",
         "too-large": "warning: more than nine heavy atoms, the largest size in the training data",
@@ -132,72 +138,70 @@ class Record:
         )
 
 
-def _value_schema(units: list[str]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "required": ["value", "unit", "interval"],
-        "properties": {
-            "value": {"type": "number"},
-            "unit": {"enum": units},
-            "interval": {
-                "anyOf": [
-                    {"type": "null"},
-                    {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
-                ]
-            },
-        },
-    }
+#: Names the record's JSON Schema; the number changes when a reader of records would have to.
+SCHEMA_ID: Final = "urn:qmprop:record:1"
 
+
+def _nullable(schema: Mapping[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [{"type": "null"}, schema]}
+
+
+def _object(properties: Mapping[str, Any], **rest: Any) -> dict[str, Any]:
+    """Return the schema of an object that has all these keys, and may have more."""
+    return {"type": "object", "required": list(properties), "properties": properties, **rest}
+
+
+def _value_schema(target: Target) -> dict[str, Any]:
+    interval = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
+    properties = {
+        "value": {"type": "number"},
+        "unit": {"enum": list(UNITS[target.dimension])},
+        "interval": {"description": "Low and high end of the 90 % interval.", **_nullable(interval)},
+    }
+    return _object(properties, title=target.key, description=target.description)
+
+
+_MESSAGE_SCHEMA: Final = _object(
+    {
+        "code": {"enum": list(MESSAGE_CODES), "description": "Stays the same from version to version."},
+        "text": {"type": "string", "description": "A sentence for people."},
+    }
+)
+_DOMAIN_SCHEMA: Final = _object(
+    {"verdict": {"enum": ["in", "out"]}, "score": {"type": "number", "description": "The larger, the stranger."}}
+)
 
 #: JSON Schema (draft 2020-12) of `Record.to_dict()`.
 RECORD_SCHEMA: Final[Mapping[str, Any]] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "$id": SCHEMA_ID,
     "title": "qmprop record",
-    "type": "object",
-    "required": [
-        "source",
-        "index",
-        "name",
-        "formula",
-        "natoms",
-        "status",
-        "messages",
-        "model",
-        "domain",
-        "properties",
-    ],
-    "properties": {
-        "source": {"type": "string"},
-        "index": {"type": "integer", "minimum": 0},
-        "name": {"type": ["string", "null"]},
-        "formula": {"type": ["string", "null"]},
-        "natoms": {"type": ["integer", "null"], "minimum": 0},
-        "status": {"enum": ["ok", "warning", "error"]},
-        "messages": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "required": ["code", "text"],
-                "properties": {"code": {"enum": list(MESSAGE_CODES)}, "text": {"type": "string"}},
+    "description": "What `qmprop predict` answers for one input record: a line of jsonl, an item of json's array.",
+    **_object(
+        {
+            "source": {"type": "string", "description": "The input as given or found; - for standard input."},
+            "index": {"type": "integer", "minimum": 0, "description": "Position within the source, from 0."},
+            "name": {"type": ["string", "null"], "description": "The input record's own name."},
+            "formula": {"type": ["string", "null"], "description": "Hill formula; null if it could not be read."},
+            "natoms": {"type": ["integer", "null"], "minimum": 0, "description": "Number of atoms."},
+            "status": {
+                "enum": ["ok", "warning", "error"],
+                "description": "warning: predicted, but read the messages; error: not predicted.",
             },
-        },
-        "model": {"type": ["string", "null"]},
-        "domain": {
-            "anyOf": [
-                {"type": "null"},
-                {
-                    "type": "object",
-                    "required": ["verdict", "score"],
-                    "properties": {"verdict": {"enum": ["in", "out"]}, "score": {"type": "number"}},
-                },
-            ]
-        },
-        "properties": {
-            "type": "object",
-            "additionalProperties": False,
-            "properties": {key: _value_schema(list(UNITS[target.dimension])) for key, target in TARGETS.items()},
-        },
-    },
+            "messages": {"type": "array", "items": _MESSAGE_SCHEMA, "description": "What there is to say about it."},
+            "model": {"type": ["string", "null"], "description": "Name of the weights, and how their SHA-256 begins."},
+            "domain": {
+                "description": "Whether the network knows such molecules; null where the weights cannot tell.",
+                **_nullable(_DOMAIN_SCHEMA),
+            },
+            "properties": {
+                "type": "object",
+                "description": "What was predicted; empty if the status is error.",
+                "additionalProperties": False,
+                "properties": {key: _value_schema(target) for key, target in TARGETS.items()},
+            },
+        }
+    ),
     "if": {"properties": {"status": {"const": "error"}}},
     "then": {"properties": {"properties": {"maxProperties": 0}, "messages": {"minItems": 1}}},
 }

@@ -14,7 +14,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qmprop.records import Record
+from qmprop.records import Record, Value
 from qmprop.targets import TARGETS, unit_factor
 
 #: Up to so many records get a table each; more share tables with one row a record.
@@ -65,11 +65,11 @@ class TableWriter:
         self._many = False
         self._model: str | None = None
 
-    def begin(self) -> str:
+    def begin(self, written: int = 0) -> str:
         """Return nothing: the head stands above each table."""
         return ""
 
-    def write(self, record: Record) -> str:
+    def write(self, record: Record, molecule: object = None) -> str:
         """Keep the record; return a table when enough have come."""
         self._kept.append(record)
         if record.status != "error":
@@ -84,8 +84,11 @@ class TableWriter:
         rest = self._flush()
         if self._model is None:
             return rest
-        note = f" {_footnote(self._units, self._model)}"
-        return rest + draw([Text(note, style="dim", no_wrap=True, overflow="ignore")], self._style)
+        notes = _footnotes(self._units, self._model)
+        together = "   ".join(notes)
+        lines = [together] if len(together) < self._style.width else notes
+        parts = [Text(f" {line}", style="dim", no_wrap=True, overflow="ignore") for line in lines]
+        return rest + draw(parts, self._style)
 
     def _flush(self) -> str:
         records, self._kept = self._kept, []
@@ -102,23 +105,32 @@ class TableWriter:
         """One record: a title, its messages, and a line for every property."""
         title = Text(f" {name}", style="bold", no_wrap=True, overflow="ignore")
         facts = [record.name, record.formula, None if record.natoms is None else _count(record.natoms, "atom")]
-        title.append("".join(f"  {printable(fact)}" for fact in facts if fact), style="not bold")
+        known = "".join(f"  {printable(fact)}" for fact in facts if fact)
+        separator = "\n" if cell_len(name) + 1 + cell_len(known) > self._style.width else ""
+        title.append(separator + known, style="not bold")
         notes: list[RenderableType] = [
             Text(f" {record.status}: {printable(message.text)}", style=_STATUS_STYLES[record.status])
             for message in record.messages
         ]
         if record.status == "error":
             return [title, *notes, Text()]
-        cells = {key: self._cell(record, key) for key in self._units}
+        columns = {"property": list(self._units), "value": [], "90 % interval": [], "unit": list(self._units.values())}
+        for key in self._units:
+            value = record.properties.get(key)
+            digits = self._digits[key] if value is None else self._interval_digits(key, value)
+            columns["value"].append("" if value is None else format_number(value.value, digits))
+            columns["90 % interval"].append("" if value is None else _format_interval(value, digits))
+        if not any(columns["90 % interval"]):
+            del columns["90 % interval"]
+        described = columns | {"": [TARGETS[key].description for key in self._units]}
+        if _measure(described) <= self._style.width:
+            columns = described
         table = new_table(self._style)
-        table.add_column("property", style="bold")
-        table.add_column("value", justify="right")
-        table.add_column("unit")
-        described = _describes(cells, self._units, self._style.width)
-        if described:
-            table.add_column("", style="dim")
-        for key, unit in self._units.items():
-            table.add_row(key, cells[key], unit, *([TARGETS[key].description] if described else []))
+        for heading in columns:
+            style = {"property": "bold", "": "dim"}.get(heading, "")
+            table.add_column(heading, style=style, justify="right" if heading == "value" else "left")
+        for row in zip(*columns.values(), strict=True):
+            table.add_row(*row)
         return [title, *notes, table, Text()]
 
     def _rows(self, records: Sequence[Record]) -> list[RenderableType]:
@@ -160,6 +172,13 @@ class TableWriter:
         value = record.properties.get(key)
         return "" if value is None else format_number(value.value, self._digits[key])
 
+    def _interval_digits(self, key: str, value: Value) -> int:
+        """Return the decimals that the value's own interval justifies, else those that its property's error does."""
+        if value.interval is None:
+            return self._digits[key]
+        low, high = value.interval
+        return decimals(key, value.unit, (high - low) / 2 * unit_factor(key, value.unit))
+
 
 def decimals(key: str, unit: str, error: float | None = None) -> int:
     """Return how many decimals of property `key` in `unit` carry information: one more than its error's first digit.
@@ -175,9 +194,10 @@ def decimals(key: str, unit: str, error: float | None = None) -> int:
 
 
 def format_number(value: float, digits: int) -> str:
-    """Return the number with so many decimals; in scientific notation where that would be mostly zeros."""
+    """Return the number with so many decimals; in scientific notation, cut at the same place, where zeros abound."""
     if digits > 9:
-        return f"{value:.3e}"
+        exponent = math.floor(math.log10(abs(value))) if value else -digits
+        return f"{value:.{max(0, digits + exponent)}e}"
     return f"{value:.{digits}f}"
 
 
@@ -221,7 +241,7 @@ def draw(parts: Iterable[RenderableType], style: Style) -> str:
     return "".join(line.rstrip() + "\n" for line in stream.getvalue().splitlines())
 
 
-def _footnote(units: Iterable[str], model: str) -> str:
+def _footnotes(units: Iterable[str], model: str) -> list[str]:
     """Name the weights, and say of the energies which are totals: the two differ by thousands of eV."""
     keys = list(units)
     of_totals = {target.total for target in TARGETS.values()}
@@ -232,7 +252,7 @@ def _footnote(units: Iterable[str], model: str) -> str:
         f"{totals}: total energy" if totals else "",
         f"{parts}: atomization energy" if parts else "",
     ]
-    return "   ".join(note for note in notes if note)
+    return [note for note in notes if note]
 
 
 def _labels(records: Sequence[Record]) -> list[str]:
@@ -240,11 +260,16 @@ def _labels(records: Sequence[Record]) -> list[str]:
     return [label(record, numbered=record.source in several) for record in records]
 
 
-def _describes(cells: Mapping[str, str], units: Mapping[str, str], width: int) -> bool:
-    """Return whether a single record's table has room for what the properties are."""
-    columns = [["property", *units], ["value", *cells.values()], ["unit", *units.values()]]
-    columns.append([TARGETS[key].description for key in units])
-    return sum(2 + max(map(len, column)) for column in columns) <= width
+def _format_interval(value: Value, digits: int) -> str:
+    if value.interval is None:
+        return ""
+    low, high = (format_number(bound, digits) for bound in value.interval)
+    return f"{low} to {high}"
+
+
+def _measure(columns: Mapping[str, Sequence[str]]) -> int:
+    """Return the width of a table of these columns."""
+    return sum(2 + max(map(len, [heading, *cells])) for heading, cells in columns.items())
 
 
 def _pack(widths: Mapping[str, int], first: int, rest: int) -> list[list[str]]:

@@ -197,6 +197,11 @@ def parse_units(specs: str | Iterable[str] | Mapping[str, str] | None) -> dict[s
     return units
 
 
+def format_units(units: Mapping[str, str]) -> str:
+    """Return the units as text that `parse_units` reads: "mu=D,homo=eV"."""
+    return ",".join(f"{key}={unit}" for key, unit in units.items())
+
+
 def _target(key: str) -> Target:
     if key not in TARGETS:
         raise UsageError(f"unknown property '{key}'", f"Choose from: {', '.join(TARGETS)}.")

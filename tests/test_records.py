@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmprop.records import MESSAGE_CODES, RECORD_SCHEMA, Domain, Message, Record, Value
+from qmprop.records import MESSAGE_CODES, RECORD_SCHEMA, SCHEMA_ID, Domain, Message, Record, Value
 from qmprop.targets import TARGETS, UNITS
 
 VALIDATOR = jsonschema.Draft202012Validator(RECORD_SCHEMA)
@@ -53,6 +53,17 @@ def test_a_reader_ignores_keys_that_later_versions_add():
 
 def test_the_schema_is_a_schema():
     jsonschema.Draft202012Validator.check_schema(RECORD_SCHEMA)
+    assert RECORD_SCHEMA["$id"] == SCHEMA_ID
+
+
+def test_the_schema_says_what_everything_is():
+    fields = RECORD_SCHEMA["properties"]
+    assert list(fields) == RECORD_SCHEMA["required"] == list(Record("a", 0).to_dict())
+    assert all(field["description"] for field in fields.values())
+    values = fields["properties"]["properties"]
+    assert {key: value["description"] for key, value in values.items()} == {
+        key: target.description for key, target in TARGETS.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_many_molecules_share_a_table_with_one_row_each():
 
 @pytest.mark.parametrize("units", ["ev", "hartree", "kcal", "kj", "mu=C m", "homo=meV"])
 @pytest.mark.parametrize("count", [1, 3, 7])
-@pytest.mark.parametrize("width", [60, 80, 120, 200])
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 300])
 def test_no_number_is_cut_and_no_line_is_too_long(width, count, units):
     text = render([record(index, units=units) for index in range(count)], width=width, units=units)
     chosen = parse_units(units)
@@ -187,7 +187,34 @@ def test_the_last_digit_lies_one_below_the_error(key, unit, error, expected):
 
 
 def test_tiny_units_are_written_in_scientific_notation():
-    assert format_number(6.175e-30, decimals("mu", "C m")) == "6.175e-30"
+    digits = decimals("mu", "C m")
+    assert [format_number(value, digits) for value in (6.1754e-30, -1.2345e-31, 0.0)] == [
+        "6.18e-30",
+        "-1.2e-31",
+        "0e+00",
+    ]
+
+
+def test_an_interval_decides_the_digits_of_its_value():
+    properties = {
+        "mu": Value(3.614159, "D", (3.6131, 3.6152)),
+        "gap": Value(5.741, "eV", (4.2, 7.3)),
+        "cv": Value(27.313, "cal/(mol K)"),
+    }
+    text = render([Record("a", 0, model="m", properties=properties)], keys=tuple(properties))
+    assert " mu        3.6142  3.6131 to 3.6152  D " in text
+    assert " gap          5.7  4.2 to 7.3        eV " in text
+    assert " cv         27.31                    cal/(mol K)" in text
+    for width in (40, 60, 80):
+        assert "4.2 to 7.3" in render(
+            [Record("a", 0, model="m", properties=properties)], keys=tuple(properties), width=width
+        )
+
+
+def test_an_interval_of_no_width_is_shown_all_the_same():
+    assert "3.610 to 3.610" in render(
+        [Record("a", 0, model="m", properties={"mu": Value(3.61, "D", (3.61, 3.61))})], keys=("mu",)
+    )
 
 
 @given(st.text())

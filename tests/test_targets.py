@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qmprop.errors import UsageError
@@ -16,6 +16,7 @@ from qmprop.targets import (
     TARGETS,
     UNITS,
     convert,
+    format_units,
     parse_properties,
     parse_units,
 )
@@ -29,11 +30,29 @@ def test_the_twelve_properties_come_in_the_order_of_the_design():
     assert [TARGETS[key].total for key in ATOMIZATION_KEYS] == ["u0", "u", "h", "g"]
 
 
-@given(st.sampled_from(KEYS_AND_UNITS), st.floats(-1e6, 1e6, allow_subnormal=False))
-def test_a_unit_converts_forward_and_back(key_and_unit, value):
-    key, unit = key_and_unit
+@pytest.mark.parametrize(("key", "unit"), KEYS_AND_UNITS)
+@given(st.floats(-1e6, 1e6, allow_subnormal=False))
+@settings(max_examples=20, deadline=None)
+def test_a_unit_converts_forward_and_back(key, unit, value):
     there = convert(value, key, unit)
-    assert convert(there, key, TARGETS[key].unit, source_unit=unit) == pytest.approx(value, rel=1e-12, abs=1e-300)
+    assert convert(there, key, TARGETS[key].unit, source_unit=unit) == pytest.approx(value, rel=1e-12, abs=1e-250)
+
+
+@pytest.mark.parametrize("preset", list(PRESETS))
+@given(st.lists(st.floats(-1e5, 1e5, allow_subnormal=False), min_size=len(TARGETS), max_size=len(TARGETS)))
+@settings(max_examples=20, deadline=None)
+def test_a_preset_converts_forward_and_back(preset, values):
+    units = parse_units(preset)
+    for (key, unit), value in zip(units.items(), values, strict=True):
+        there = convert(value, key, unit)
+        assert convert(there, key, TARGETS[key].unit, source_unit=unit) == pytest.approx(value, rel=1e-12, abs=1e-250)
+
+
+@given(st.permutations(KEYS_AND_UNITS).map(dict))
+@settings(max_examples=50, deadline=None)
+def test_units_written_as_text_are_read_back(units):
+    assert parse_units(format_units(units)) == parse_units(None) | units
+    assert list(format_units(units).split(",")) == [f"{key}={unit}" for key, unit in units.items()]
 
 
 @pytest.mark.parametrize(
