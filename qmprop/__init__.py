@@ -11,6 +11,7 @@ from typing import Any
 
 _WHERE = {
     "predict": "inference",
+    "to_dataframe": "frames",
     "evaluate": "evaluation",
     "train": "training",
     "load_model": "model",

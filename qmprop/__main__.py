@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
+from qmprop import completion
 from qmprop.errors import QmpropError, UsageError
 
 FAILED: Final = 1
@@ -29,8 +30,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return _run(arguments)
     except KeyboardInterrupt:
         status = INTERRUPTED
-    except SystemExit as error:  # how typer and rich leave when the pipe closes while they print help
-        status = PIPE_CLOSED if isinstance(error.__context__, OSError) else FAILED
+    except SystemExit as error:  # how typer and rich leave: done, or the pipe closed while they print help
+        done = error.code if isinstance(error.code, int) else FAILED
+        status = PIPE_CLOSED if isinstance(error.__context__, OSError) else done
     except Exception as error:
         status = _explain(error)
     _drop_stdout()
@@ -38,8 +40,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    if os.environ.get(completion.VARIABLE) == completion.BASH:
+        return completion.answer_bash(lambda: _call(arguments))
+    return _call(arguments)
+
+
+def _call(arguments: Sequence[str] | None) -> int:
     from qmprop.cli import app
-    from qmprop.writers import Output
+    from qmprop.outputs import Output
 
     status = app(args=arguments, prog_name="qmprop", standalone_mode=False)
     with Output():  # flushes: find out now, not when Python exits, whether all text has gone out
@@ -49,7 +57,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _explain(error: Exception) -> int:
     """Print what went wrong as one line and return the exit status."""
     from qmprop import console
-    from qmprop.writers import ClosedPipeError
+    from qmprop.outputs import ClosedPipeError
 
     name = type(error).__name__
     if name == "Abort" and error.__cause__ is not None:  # typer's name for a few exceptions of Python

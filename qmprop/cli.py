@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import platform
@@ -12,12 +13,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
+from qmprop import completion
 from qmprop.errors import QmpropError, UsageError
 
 if TYPE_CHECKING:
     from qmprop.config import TrainConfig
+    from qmprop.formats import Failure
+    from qmprop.model import Model
+    from qmprop.molecule import Molecule
+    from qmprop.outputs import Output
+    from qmprop.partials import Written
+    from qmprop.progress import Meter
     from qmprop.records import Record
-    from qmprop.writers import Output, Writer
+    from qmprop.rows import Layout
+    from qmprop.writers import Writer
 
 OK: Final = 0
 SOME_RECORDS_FAILED: Final = 3
@@ -27,15 +36,29 @@ DEFAULT_WEIGHTS: Final = "egnn-qm9"
 app = typer.Typer(
     name="qmprop",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 WeightsOption = Annotated[
-    str, typer.Option("-w", "--weights", metavar="NAME|PATH", help="Bundled weights or a weights file.")
+    str,
+    typer.Option(
+        "-w",
+        "--weights",
+        metavar="NAME|PATH",
+        help="Bundled weights, or a file that train has written.",
+        autocompletion=completion.complete_weights,
+    ),
 ]
-DeviceOption = Annotated[str, typer.Option("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="DEVICE",
+        help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps.",
+        autocompletion=completion.complete_devices,
+    ),
+]
 DataOption = Annotated[
     str, typer.Option("--data", metavar="qm9|FILE", help="QM9, its cache file, or a labeled .extxyz.")
 ]
@@ -68,90 +91,267 @@ def _qmprop(
 def predict(
     inputs: Annotated[
         list[str] | None,
-        typer.Argument(metavar="INPUT", help="Files, folders, globs, or - for standard input.", show_default=False),
+        typer.Argument(
+            metavar="INPUT", help="Files, folders, glob patterns, or - for standard input.", show_default=False
+        ),
+    ] = None,
+    input_format: Annotated[
+        str | None,
+        typer.Option(
+            "-i",
+            "--input-format",
+            metavar="FORMAT",
+            help="Read every input as this, for instance xyz, sdf, pdb, mol2 or smi. Default: by suffix and content.",
+            autocompletion=completion.complete_input_formats,
+            rich_help_panel="Input",
+        ),
+    ] = None,
+    smiles: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--smiles",
+            metavar="TEXT",
+            help="A SMILES and, behind a blank, a name. May be repeated.",
+            rich_help_panel="Input",
+        ),
+    ] = None,
+    files_from: Annotated[
+        str | None,
+        typer.Option(
+            "--files-from",
+            metavar="FILE|-",
+            help="Read the names of inputs from FILE or standard input: one a line, or ended by null bytes.",
+            rich_help_panel="Input",
+        ),
+    ] = None,
+    pattern: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pattern",
+            metavar="GLOB",
+            help="Read these files of a folder, for instance '*.log'. May be repeated. Default: by suffix.",
+            rich_help_panel="Input",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "-j",
+            "--jobs",
+            min=1,
+            metavar="N",
+            help="Processes that turn SMILES into geometries. Default: one a core.",
+            rich_help_panel="Input",
+        ),
+    ] = None,
+    properties: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p",
+            "--properties",
+            metavar="KEYS",
+            help="Of mu, alpha, homo, lumo, gap, r2, zpve, u0, u, h, g, cv (the default), u0_atom, u_atom, h_atom and "
+            "g_atom; separated by commas. May be repeated.",
+            autocompletion=completion.complete_properties,
+            rich_help_panel="Properties",
+        ),
+    ] = None,
+    units: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-u",
+            "--units",
+            metavar="UNITS",
+            help="ev (the default), hartree, kcal or kj for all energies; KEY=UNIT, such as homo=meV or mu=ea0, for "
+            "one property. May be repeated; later ones go before.",
+            autocompletion=completion.complete_units,
+            rich_help_panel="Properties",
+        ),
+    ] = None,
+    weights: WeightsOption = DEFAULT_WEIGHTS,
+    device: DeviceOption = "auto",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            min=1,
+            metavar="N",
+            help="Molecules at a time; 1 answers each before it reads the next. Default: as many as are fast.",
+        ),
     ] = None,
     format: Annotated[
         str | None,
         typer.Option(
-            "-f", "--format", metavar="FORMAT", help="table, csv, json or jsonl; else by OUTPUT's suffix, else table."
+            "-f",
+            "--format",
+            metavar="FORMAT",
+            help="table, csv, json, jsonl, parquet, extxyz or sdf. Default: by FILE's suffix, else table.",
+            autocompletion=completion.complete_formats,
+            rich_help_panel="Output",
         ),
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Write to FILE, replaced at the end in one step."),
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Write to FILE, which is replaced at the end, in one step. Default: standard output.",
+            rich_help_panel="Output",
+        ),
     ] = None,
-    properties: Annotated[
-        list[str] | None,
-        typer.Option("-p", "--properties", metavar="KEYS", help="For instance mu,homo,u0_atom; else all twelve."),
-    ] = None,
-    units: Annotated[
-        list[str] | None,
-        typer.Option("-u", "--units", metavar="UNITS", help="ev (default), hartree, kcal, kj; or KEY=UNIT, homo=meV."),
-    ] = None,
-    weights: WeightsOption = DEFAULT_WEIGHTS,
-    input_format: Annotated[
-        str | None,
-        typer.Option("-i", "--input-format", metavar="FORMAT", help="Read every input as this: xyz, sdf, ..."),
-    ] = None,
-    device: DeviceOption = "auto",
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, metavar="N", help="Molecules at a time; else chosen.")
-    ] = None,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Stop at the first record that fails.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Keep what is finished in FILE.partial, and continue it if it is there.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
+    fail_fast: Annotated[
+        bool,
+        typer.Option("--fail-fast", help="Stop at the first record that fails.", rich_help_panel="Output"),
+    ] = False,
 ) -> int:
     """Predict the properties of every molecule in the inputs.
 
-    One record comes out for each that goes in, in order; one that cannot be predicted says why.
+    One record comes out for each that goes in, in order. What cannot be read or
+    predicted is a record, too: its status is "error", and it says why. Records
+    go to standard output or FILE; errors, progress and a summary go to standard
+    error.
 
     Examples:
       qmprop predict water.xyz
       qmprop predict molecules/ 'more/*.sdf' -o results.csv
       qmprop predict water.xyz -p homo,lumo,gap -u hartree -u gap=meV
-      cat water.xyz | qmprop predict - -f jsonl
+      qmprop predict --smiles 'CCO ethanol' --smiles 'CC=O acetaldehyde'
+      qmprop predict library.sdf.gz -o predicted.parquet
+      qmprop predict library.sdf -o predicted.sdf --resume
+      cat library.sdf | qmprop predict - -f jsonl | jq .properties.gap.value
+      find . -name '*.xyz' -print0 | qmprop predict --files-from - -o all.csv
 
-    Exit status: 0 all predicted, 1 the command failed, 2 wrong usage, 3 some records could not be predicted.
+    Exit status:
+      0    every record was predicted, perhaps with warnings
+      1    the command could not do its job: weights, output or device
+      2    wrong usage: an unknown option, property, unit or format
+      3    finished, but some records could not be predicted
+      130  interrupted
+      141  the reader of the output went away
     """
     from qmprop import console
+    from qmprop.outputs import Output
     from qmprop.readers import check_format
     from qmprop.targets import parse_properties, parse_units
-    from qmprop.writers import Output, choose_format
+    from qmprop.writers import choose_format
 
-    if not inputs:
-        raise UsageError("no input is named", "Name files, folders or globs, or - for standard input.")
+    inputs = inputs or []
+    if not inputs and not smiles and files_from is None:
+        raise UsageError("no input is named", "Name files, folders or globs, - for standard input, or --smiles.")
+    if files_from == "-" and "-" in inputs:
+        raise UsageError("standard input cannot be both molecules and --files-from", "Put one of them into a file.")
     path = None if output == "-" else output
     name = choose_format(format, path)
     wanted = parse_units(units)
     chosen = {key: wanted[key] for key in parse_properties(properties and ",".join(properties))}
     check_format(input_format)
+    _check_output(name, path, resume=resume)
     _refuse_input(path, inputs)
     encoding = console.output_encoding() if name == "table" and path is None else "utf-8"
-    with Output(path, encoding=encoding) as stream:
+    with Output(path, encoding=encoding, resumable=resume) as stream:
         from qmprop import inference
         from qmprop.model import load_model
-        from qmprop.readers import read_paths
+        from qmprop.partials import check_inputs
+        from qmprop.progress import Meter
+        from qmprop.rows import Layout
 
         model = load_model(weights, device=device)
-        found = read_paths(inputs, input_format=input_format)
-        records = inference.predict(found, properties=chosen, units=chosen, weights=model, batch_size=batch_size)
-        writer = _create_writer(name, chosen, path, model.metadata)
-        return _write(records, writer, stream, path, fail_fast=fail_fast)
+        layout = Layout(chosen, calibrated=bool(model.metadata.get("calibration")))
+        writer = _create_writer(name, layout, path, model)
+        written = _find_written(stream, name, layout, model.id)
+        meter = Meter([] if smiles or files_from is not None else inputs, patterns=pattern or ())
+        found = check_inputs(
+            _read(inputs, files_from, smiles or [], input_format, pattern, jobs, meter), written, stream.partial
+        )
+        pairs = inference.predict_pairs(
+            found, properties=chosen, units=chosen, weights=model, batch_size=batch_size, skip=written.count
+        )
+        return _write(pairs, writer, stream, path, written, meter, fail_fast=fail_fast)
 
 
-def _write(records: Iterator[Record], writer: Writer, stream: Output, path: str | None, *, fail_fast: bool) -> int:
+def _read(
+    inputs: list[str],
+    files_from: str | None,
+    smiles: list[str],
+    input_format: str | None,
+    pattern: list[str] | None,
+    jobs: int | None,
+    meter: Meter,
+) -> Iterator[Molecule | Failure]:
+    """Return the records of the inputs, then those of the files in the list, then those of the SMILES."""
+    from qmprop.readers import read_list, read_paths, read_smiles
+    from qmprop.workers import usable_cores
+
+    jobs = jobs or usable_cores()
+    paths = itertools.chain(inputs, read_list(files_from) if files_from is not None else ())
+    return itertools.chain(
+        read_paths(paths, input_format=input_format, pattern=pattern, jobs=jobs, on_open=meter.follow),
+        read_smiles(smiles, jobs=jobs),
+    )
+
+
+def _check_output(name: str, path: str | None, *, resume: bool) -> None:
+    """Refuse what cannot be written to a terminal, or not be resumed."""
+    from qmprop import console
+    from qmprop.partials import RESUMABLE
+
+    if resume and name not in RESUMABLE:
+        raise UsageError(f"format '{name}' cannot be resumed", f"Use one of: {', '.join(RESUMABLE)}.")
+    if resume and path is None:
+        raise UsageError("standard output cannot be resumed", "Name a file with -o.")
+    if name == "parquet" and path is None and console.writes_to_terminal():
+        raise UsageError("parquet is nothing for a terminal", "Name a file with -o, or use another format.")
+
+
+def _find_written(stream: Output, name: str, layout: Layout, model: str) -> Written:
+    """Return what an earlier run left in a resumable output, which then continues behind it."""
+    from qmprop import console
+    from qmprop.partials import Written, find_written
+
+    if stream.partial is None:
+        return Written()
+    written = find_written(stream.partial, name, layout, model)
+    stream.cut(written.size)
+    if written.count:
+        console.print_note(f"continuing after {written.count:,} records in '{stream.partial}'")
+    return written
+
+
+def _write(
+    pairs: Iterator[tuple[Molecule | Failure, Record]],
+    writer: Writer,
+    stream: Output,
+    path: str | None,
+    written: Written,
+    meter: Meter,
+    *,
+    fail_fast: bool,
+) -> int:
     """Send every record to the output and what is wrong with it to stderr; return the exit status."""
     from qmprop import console
+    from qmprop.molecule import Molecule
+    from qmprop.tables import TableWriter
 
-    notes = console.Notes()
+    notes = console.Notes(written.count, written.errors, talkative=not isinstance(writer, TableWriter))
     stopped = False
     source = None
     quiet = path is None and console.writes_to_terminal()
-    with console.counter(shown=not quiet) as count:
-        stream.write(writer.begin())
-        for record in records:
+    with console.counter(shown=not quiet, share=meter.share) as count:
+        stream.write(writer.begin(written.count))
+        for item, record in pairs:
             if record.source != source:
                 source = record.source
                 _refuse_input(path, [source])
-            stream.write(writer.write(record))
+            stream.write(writer.write(record, item if isinstance(item, Molecule) else None))
             notes.add(record)
             count()
             if fail_fast and record.status == "error":
@@ -162,18 +362,18 @@ def _write(records: Iterator[Record], writer: Writer, stream: Output, path: str 
     return SOME_RECORDS_FAILED if notes.errors else OK
 
 
-def _create_writer(name: str, units: Mapping[str, str], path: str | None, metadata: Mapping[str, Any]) -> Writer:
-    from qmprop import console
+def _create_writer(name: str, layout: Layout, path: str | None, model: Model) -> Writer:
+    from qmprop import __version__, console
     from qmprop.tables import TableWriter
     from qmprop.writers import create_writer
 
     if name != "table":
-        return create_writer(name, units)
-    return TableWriter(units, console.output_style(path), console.known_errors(metadata))
+        return create_writer(name, layout, {"qmprop_model": model.id, "qmprop_version": __version__})
+    return TableWriter(layout.units, console.output_style(path), console.known_errors(model.metadata))
 
 
 def _refuse_input(output: str | None, inputs: Iterable[str]) -> None:
-    from qmprop.writers import is_same_file
+    from qmprop.outputs import is_same_file
 
     for name in inputs:
         if output is not None and is_same_file(output, name):
@@ -259,7 +459,8 @@ def evaluate(
     data: DataOption = "qm9",
     split: Annotated[Literal["train", "valid", "test"], typer.Option("--split", help="Which part of QM9.")] = "test",
     geometry: Annotated[
-        Literal["dft", "mmff", "xtb"], typer.Option("--geometry", help="Where the geometries come from.")
+        Literal["dft", "mmff", "xtb", "all"],
+        typer.Option("--geometry", help="DFT, or the MMFF94 or GFN2-xTB minima reached from it; or all three."),
     ] = "dft",
     format: Annotated[
         Literal["table", "json"], typer.Option("-f", "--format", help="How to show the errors.")
@@ -280,28 +481,58 @@ def evaluate(
     Examples:
       qmprop eval
       qmprop eval -w runs/long/weights.safetensors --split valid -f json
+      qmprop eval --geometry mmff
       qmprop eval --data labeled.extxyz
     """
     from qmprop import console, evaluation
-    from qmprop.writers import Output
+    from qmprop.outputs import Output
 
-    with console.bars("Reading QM9", "Evaluating") as (load, advance):
-        report = evaluation.evaluate(
-            weights=weights,
-            data=data,
-            split=split,
-            geometry=geometry,
-            device=device,
-            limit=limit,
-            units=",".join(units) if units else None,
-            on_load=load,
-            on_progress=advance,
-        ).to_dict()
+    kinds = evaluation.GEOMETRIES if geometry == "all" else (geometry,)
+    with console.bars("Reading QM9", "Minimizing", "Evaluating") as (load, minimize, advance):
+        reports = [
+            evaluation.evaluate(
+                weights=weights,
+                data=data,
+                split=split,
+                geometry=kind,
+                device=device,
+                limit=limit,
+                units=",".join(units) if units else None,
+                on_load=load,
+                on_minimize=minimize,
+                on_progress=advance,
+            ).to_dict()
+            for kind in kinds
+        ]
     if format == "json":
         with Output() as output:
-            output.write(json.dumps(report, indent=2, allow_nan=False) + "\n")
+            shown = reports if geometry == "all" else reports[0]
+            output.write(json.dumps(shown, indent=2, allow_nan=False) + "\n")
     else:
-        console.print_parts(console.report_parts(report, evaluation.PAPER_MAE, console.output_style(None)))
+        style, paper = console.output_style(None), evaluation.PAPER_MAE
+        parts = (
+            console.comparison_parts(reports, paper, style)
+            if geometry == "all"
+            else console.report_parts(reports[0], paper, style)
+        )
+        console.print_parts(parts)
+    for report in reports:
+        console.note_skipped(report)
+    return OK
+
+
+@app.command()
+def schema() -> int:
+    """Print the JSON Schema (draft 2020-12) of a record: a line of jsonl, an item of json's array.
+
+    Examples:
+      qmprop schema > record.schema.json
+    """
+    from qmprop.outputs import Output
+    from qmprop.records import RECORD_SCHEMA
+
+    with Output() as output:
+        output.write(json.dumps(RECORD_SCHEMA, indent=2) + "\n")
     return OK
 
 

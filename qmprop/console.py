@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,7 +18,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
     SpinnerColumn,
     Task,
     TaskID,
@@ -28,16 +28,22 @@ from rich.text import Text
 
 from qmprop.errors import QmpropError
 from qmprop.monitor import TrainingMonitor
+from qmprop.outputs import Output
 from qmprop.records import Record
 from qmprop.tables import Style, draw, label, new_table, printable
 from qmprop.targets import TARGETS, unit_factor
-from qmprop.writers import Output
 
 #: Mean absolute errors in the weights' metadata, in evaluation units; the first there is decides the digits shown.
 _ERRORS: Final = {
     "test_mae": "Mean absolute error on the test split",
     "validation_mae": "Mean absolute error on the validation molecules",
 }
+#: So many failed records are told one by one; a million lines about a damaged archive would help nobody.
+LISTED_ERRORS: Final = 10
+_REDRAW: Final = 0.1  # seconds between two looks at what has been done
+#: The console of what is shown on stderr at the moment; lines must not break it.
+_LIVE: Final[list[Console]] = []
+_GEOMETRIES: Final = {"dft": "DFT", "file": "given", "mmff": "MMFF94", "xtb": "GFN2-xTB"}
 
 
 def print_error(error: QmpropError) -> None:
@@ -65,38 +71,60 @@ class Notes:
     """Tells on stderr which records failed, as they come, and sums up at the end.
 
     Attributes:
-        with_warnings: Whether warnings get a line each, too.
+        total: Records so far, with those of an earlier run that this one continues.
+        errors: How many of them failed.
+        talkative: Whether a run of several records is summed up even if all is well.
+        clock: Seconds since any point in time.
     """
 
-    with_warnings: bool = False
     total: int = 0
     errors: int = 0
-    warnings: Counter[str] = field(default_factory=Counter)
+    talkative: bool = False
+    clock: Callable[[], float] = time.monotonic
+    statuses: Counter[str] = field(default_factory=Counter)
+    codes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    started: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Take the time."""
+        self.started = self.clock()
 
     def add(self, record: Record) -> None:
-        """Count the record; print a line for each of its messages that says why it failed."""
+        """Count the record; print why it failed unless `LISTED_ERRORS` others have been listed already."""
         self.total += 1
-        self.errors += record.status == "error"
-        if record.status == "warning":
-            self.warnings.update(message.code for message in record.messages)
-        if record.status == "error" or (record.status == "warning" and self.with_warnings):
-            style = "bold red" if record.status == "error" else "bold yellow"
+        self.statuses[record.status] += 1
+        self.codes.update({(record.status, message.code) for message in record.messages})
+        if record.status != "error":
+            return
+        self.errors += 1
+        failed = self.statuses["error"]
+        if failed <= LISTED_ERRORS:
             where = label(record, numbered=record.formula is not None and record.index > 0)
             for message in record.messages:
-                _print_line(record.status, style, f"{where}: {message.code}: {message.text}")
+                _print_line("error", "bold red", f"{where}: {message.code}: {message.text}")
+        elif failed == LISTED_ERRORS + 1:
+            print_note("further errors are counted, not listed; the records tell them all")
 
     def close(self, *, stopped: bool = False) -> None:
         """Print the summary, if there is anything to tell."""
-        parts = []
-        if self.errors:
-            parts.append(f"{self.errors:,} of {_records(self.total)} could not be predicted")
-        if self.warnings and (self.errors or not self.with_warnings):
-            counts = ", ".join(f"{code} {count:,}" for code, count in sorted(self.warnings.items()))
-            parts.append(f"warnings: {counts}")
-        if stopped:
-            parts.append("stopped at the first error")
-        if parts:
-            print_note("; ".join(parts) + ".")
+        if self.errors or self.statuses["warning"] or (self.talkative and self.total > 1):
+            print_note(self._summary() + ("; stopped at the first error." if stopped else "."))
+
+    def _summary(self) -> str:
+        """Return counts by status and code, the time and the speed, of the records of this run."""
+        count, seconds = self.statuses.total(), self.clock() - self.started
+        parts = [f"{self.statuses['ok']:,} ok"]
+        for status, name in (("warning", "with warnings"), ("error", "failed")):
+            codes = sorted((-number, code) for (kind, code), number in self.codes.items() if kind == status)
+            if codes:
+                listed = ", ".join(f"{code} {-number:,}" for number, code in codes)
+                parts.append(f"{self.statuses[status]:,} {name} ({listed})")
+        text = f"{_records(count)}: {', '.join(parts)}"
+        if count > 1 and seconds > 0.0:
+            text += f" in {seconds:,.1f} s, {count / seconds:,.0f} molecules/s"
+        if earlier := self.errors - self.statuses["error"]:
+            text += f"; {earlier:,} had failed in the run before"
+        return text
 
 
 def output_style(path: str | None) -> Style:
@@ -119,15 +147,32 @@ def print_parts(parts: list[RenderableType]) -> None:
 
 
 @contextmanager
-def counter(*, shown: bool) -> Iterator[Callable[[], None]]:
-    """Yield a function to call once a record; on a terminal, a line on stderr counts the calls."""
+def counter(*, shown: bool, share: Callable[[], float | None] | None = None) -> Iterator[Callable[[], None]]:
+    """Yield a function to call once a record; on a terminal, a line on stderr counts the calls.
+
+    Args:
+        shown: Whether there is to be a line at all.
+        share: Tells which share of the work is done, as far as that is known; gives the line a bar and the time left.
+    """
     if not shown or not _is_terminal(sys.stderr):
         yield lambda: None
         return
-    columns = (SpinnerColumn(), TextColumn("{task.completed:,} molecules"), _SpeedColumn())
-    with Progress(*columns, console=_stderr(), transient=True) as progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), _DoneColumn(), _LeftColumn())
+    with _live(Progress(*columns, console=_stderr(), transient=True)) as progress:
         task = progress.add_task("", total=None)
-        yield lambda: progress.advance(task)
+        count, started, shown_at = 0, time.monotonic(), -math.inf
+
+        def advance() -> None:
+            nonlocal count, shown_at
+            count += 1
+            if (now := time.monotonic()) < shown_at + _REDRAW:
+                return
+            shown_at = now
+            done = share() if share is not None else None
+            text = f"{count:,} molecules  {count / max(now - started, 1e-3):,.0f}/s"
+            progress.update(task, description=text, completed=done or 0.0, total=1.0 if done else None)
+
+        yield advance
 
 
 @contextmanager
@@ -137,7 +182,7 @@ def bars(*titles: str) -> Iterator[list[Callable[[int, int], None]]]:
         yield [lambda done, total: None for _ in titles]
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_stderr(), transient=True) as progress:
+    with _live(Progress(*columns, console=_stderr(), transient=True)) as progress:
         tasks = [progress.add_task(title, total=None, visible=False) for title in titles]
 
         def follow(task: TaskID) -> Callable[[int, int], None]:
@@ -177,12 +222,43 @@ def report_parts(report: Mapping[str, Any], paper: Mapping[str, float], style: S
         numbers = [f"{row[name]:{'+' if name == 'bias' else ''}.{digits}f}" for name in errors]
         reference = [f"{paper[key]:g}", f"{row['mae'] / paper[key]:.2f}"] if key in paper else ["", ""]
         table.add_row(key, row["unit"], *numbers, *reference)
-    where = str(report["data"]) + ("" if report["split"] == "all" else f" {report['split']} split")
-    where += "" if report["geometry"] == "file" else f", {report['geometry'].upper()} geometries"
-    title = Text(
-        f" {printable(where)}: {report['molecules']:,} molecules", style="bold", no_wrap=True, overflow="ignore"
-    )
-    return [title, table, Text(), Text(f" model {report['weights']}", style="dim")]
+    skipped = report.get("skipped", 0)
+    where = _place(report)
+    where += "" if report["geometry"] == "file" else f", {_GEOMETRIES[report['geometry']]} geometries"
+    where += f": {report['molecules']:,} molecules" + (f", {skipped:,} without one" if skipped else "")
+    return [_title(where), table, Text(), Text(f" model {report['weights']}", style="dim")]
+
+
+def comparison_parts(
+    reports: Sequence[Mapping[str, Any]], paper: Mapping[str, float], style: Style
+) -> list[RenderableType]:
+    """Return `eval`'s table for several geometries: their mean absolute errors side by side.
+
+    Args:
+        reports: `Report.to_dict()` of each.
+        paper: The paper's mean absolute errors by key, in evaluation units.
+        style: How to draw.
+    """
+    table = new_table(style)
+    table.add_column("property", style="bold")
+    table.add_column("unit", style="dim")
+    for report in reports:
+        table.add_column(f"{_GEOMETRIES[report['geometry']]}\n{report['molecules']:,}", justify="right")
+    table.add_column("EGNN\npaper", justify="right")
+    for key, first in reports[0]["properties"].items():
+        errors = [report["properties"][key]["mae"] for report in reports]
+        texts = [f"{error:.{_digits(errors[0])}f}" for error in errors]
+        table.add_row(key, first["unit"], *texts, f"{paper[key]:g}" if key in paper else "")
+    title = _title(f"{_place(reports[0])}: mean absolute error, by geometry and molecules")
+    return [title, table, Text(), Text(f" model {reports[0]['weights']}", style="dim")]
+
+
+def note_skipped(report: Mapping[str, Any]) -> None:
+    """Print on stderr how many molecules `eval` left out for want of a geometry, and why."""
+    if report.get("skipped"):
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in report["skipped_reasons"].items())
+        name = _GEOMETRIES[report["geometry"]]
+        print_note(f"{report['skipped']:,} molecules without a geometry of {name} are left out: {reasons}")
 
 
 def facts_parts(title: str, facts: Mapping[str, object]) -> list[RenderableType]:
@@ -213,11 +289,27 @@ def known_errors(metadata: Mapping[str, Any]) -> dict[str, float]:
     return {key: float(error) * scale[key] for key, error in errors.items() if key in TARGETS}
 
 
-class _SpeedColumn(ProgressColumn):
+class _DoneColumn(BarColumn):
+    def render(self, task: Task) -> Any:
+        """Return the bar, or nothing where the end is unknown."""
+        return Text() if task.total is None else super().render(task)
+
+
+class _LeftColumn(TimeRemainingColumn):
     def render(self, task: Task) -> Text:
-        """Return records per second."""
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:,.0f}/s", style="dim")
+        """Return the time left, or nothing where the end is unknown."""
+        return Text() if task.total is None else super().render(task) + " left"
+
+
+@contextmanager
+def _live(progress: Progress) -> Iterator[Progress]:
+    """Show the progress; lines printed meanwhile go above it."""
+    with progress:
+        _LIVE.append(progress.console)
+        try:
+            yield progress
+        finally:
+            _LIVE.pop()
 
 
 def _print_line(kind: str, style: str, text: str) -> None:
@@ -228,7 +320,7 @@ def _print_line(kind: str, style: str, text: str) -> None:
 
 
 def _stderr() -> Console:
-    return Console(stderr=True, highlight=False, markup=False, emoji=False)
+    return _LIVE[-1] if _LIVE else Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 
 def _is_terminal(stream: Any) -> bool:
@@ -247,6 +339,14 @@ def _plain(value: object) -> str:
     if isinstance(value, list | tuple):
         return f"{len(value)} values" if len(value) > 4 else ", ".join(map(_plain, value))
     return str(value)
+
+
+def _place(report: Mapping[str, Any]) -> str:
+    return str(report["data"]) + ("" if report["split"] == "all" else f" {report['split']} split")
+
+
+def _title(text: str) -> Text:
+    return Text(f" {printable(text)}", style="bold", no_wrap=True, overflow="ignore")
 
 
 def _records(count: int) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import glob
+import itertools
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -14,7 +17,7 @@ from numpy.typing import NDArray
 from qmprop.errors import UsageError
 from qmprop.model import Model, load_model
 from qmprop.molecule import Molecule, find_error, find_warnings
-from qmprop.readers import Failure, from_ase, from_rdkit, read_paths
+from qmprop.readers import FOLDER_SUFFIXES, Failure, from_ase, from_rdkit, read_paths
 from qmprop.records import Message, Record, Value
 from qmprop.targets import parse_properties, parse_units, unit_factor
 
@@ -25,6 +28,7 @@ GPU_BATCH: Final = (2_048, 32_768)
 MEMORY_SOURCE: Final = "<memory>"
 
 Predictions = Mapping[str, NDArray[np.float64]]
+Pair = tuple[Molecule | Failure, Record]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,12 @@ def predict(
     a stream of any length needs the memory of one batch.
 
     Args:
-        molecules: A path, an `ase.Atoms`, an RDKit `Mol`, a `Molecule`, a reader's `Failure`, or any iterable of
-            those. A path stands for all records of its file, folder or glob.
+        molecules: A path, a SMILES, an `ase.Atoms`, an RDKit `Mol`, a PyTorch Geometric `Data` or `Batch` with `z`
+            and `pos` in Å, a `Molecule`, a reader's `Failure`, or any iterable of those. A path stands for all records
+            of its file, folder or glob, "-" for those of standard input. A string is a path if something has that
+            name, if it has the suffix of a molecule file or stands in a folder that exists, or if files match it as a
+            pattern; otherwise it is a SMILES if RDKit can parse it, and else the path of a missing file. A
+            `pathlib.Path` is never a SMILES.
         properties: Property keys, "mu,homo" or an iterable; None for the twelve of QM9.
         units: A preset, "key=unit" assignments, several of those, or a mapping of key to unit.
         weights: Name of bundled weights, path of a weights file, or a loaded `Model`.
@@ -66,23 +74,52 @@ def predict(
         WeightsError: The weights cannot be loaded.
         DeviceError: The device does not exist here.
     """
+    pairs = predict_pairs(
+        molecules, properties=properties, units=units, weights=weights, device=device, batch_size=batch_size
+    )
+    return (record for _, record in pairs)
+
+
+def predict_pairs(
+    molecules: Any,
+    *,
+    properties: str | Iterable[str] | None = None,
+    units: str | Iterable[str] | Mapping[str, str] | None = "ev",
+    weights: str | os.PathLike[str] | Model = "egnn-qm9",
+    device: str = "auto",
+    batch_size: int | None = None,
+    skip: int = 0,
+) -> Iterator[Pair]:
+    """Predict as `predict` does, and hand each record out together with what it answers.
+
+    Writers that put geometries beside the predictions need both. Arguments and errors are those of `predict`, and:
+
+    Args:
+        skip: First records to leave out. They are read and count for the batches, so that the others come out as they
+            would without: to the last digit.
+
+    Yields:
+        The molecule, or the reader's failure, and its record; one pair per input record, in order.
+    """
     keys = parse_properties(properties)
     wanted = parse_units(units)
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise UsageError(f"the batch size must be a whole number of 1 or more, not {batch_size!r}")
     items = _iterate(molecules)
     model = load_model(os.fspath(weights), device=device) if isinstance(weights, str | os.PathLike) else weights
-    return _stream(items, model, {key: wanted[key] for key in keys}, batch_size)
+    return _stream(items, model, {key: wanted[key] for key in keys}, batch_size, skip)
 
 
 def _stream(
-    items: Iterator[Molecule | Failure], model: Model, units: Mapping[str, str], batch_size: int | None
-) -> Iterator[Record]:
+    items: Iterator[Molecule | Failure], model: Model, units: Mapping[str, str], batch_size: int | None, skip: int
+) -> Iterator[Pair]:
     molecules, atoms = CPU_BATCH if str(model.device) == "cpu" else GPU_BATCH
     if batch_size is not None:
         molecules, atoms = batch_size, sys.maxsize
     for batch in _batches(items, molecules, atoms):
-        yield from _predict_batch(batch, model, units)
+        if skip < len(batch):
+            yield from itertools.islice(_predict_batch(batch, model, units), skip, None)
+        skip = max(0, skip - len(batch))
 
 
 def _batches(items: Iterator[Molecule | Failure], max_records: int, max_atoms: int) -> Iterator[list[_Entry]]:
@@ -104,12 +141,12 @@ def _batches(items: Iterator[Molecule | Failure], max_records: int, max_atoms: i
         yield batch
 
 
-def _predict_batch(batch: Sequence[_Entry], model: Model, units: Mapping[str, str]) -> Iterator[Record]:
+def _predict_batch(batch: Sequence[_Entry], model: Model, units: Mapping[str, str]) -> Iterator[Pair]:
     valid = [entry.item for entry in batch if entry.error is None and isinstance(entry.item, Molecule)]
     rows = iter(_rows(valid, model, units))
     for entry in batch:
         outcome = entry.error if entry.error is not None else next(rows)
-        yield _record(entry.item, outcome, model, units)
+        yield entry.item, _record(entry.item, outcome, model, units)
 
 
 def _rows(molecules: Sequence[Molecule], model: Model, units: Mapping[str, str]) -> list[NDArray[np.float64] | Message]:
@@ -191,16 +228,54 @@ def _expand(molecules: Iterable[Any]) -> Iterator[Molecule | Failure]:
     for item in molecules:
         if isinstance(item, Molecule | Failure):
             yield item
-        elif isinstance(item, str | os.PathLike):
+        elif isinstance(item, os.PathLike) or (isinstance(item, str) and not _is_smiles(item)):
             yield from read_paths([os.fspath(item)])
-        elif _is_instance(item, "ase", "Atoms"):
-            yield from_ase(item, source=MEMORY_SOURCE, index=index)
-            index += 1
-        elif _is_instance(item, "rdkit.Chem", "Mol"):
-            yield from_rdkit(item, source=MEMORY_SOURCE, index=index)
-            index += 1
         else:
-            raise _unknown(item)
+            for found in _convert(item, index):
+                yield found
+                index += 1
+
+
+def _convert(item: Any, index: int) -> Iterator[Molecule | Failure]:
+    """Yield the molecule of an object, or those of a batch."""
+    if isinstance(item, str):
+        from qmprop.smiles import from_smiles
+
+        yield from_smiles(item, source=MEMORY_SOURCE, index=index)
+    elif _is_instance(item, "ase", "Atoms"):
+        yield from_ase(item, source=MEMORY_SOURCE, index=index)
+    elif _is_instance(item, "rdkit.Chem", "Mol"):
+        yield from_rdkit(item, source=MEMORY_SOURCE, index=index)
+    elif _is_instance(item, "torch_geometric.data", "Data"):
+        is_batch = _is_instance(item, "torch_geometric.data", "Batch")
+        for position, data in enumerate(item.to_data_list() if is_batch else [item], start=index):
+            yield _convert_pyg(data, position)
+    else:
+        raise _unknown(item)
+
+
+def _convert_pyg(data: Any, index: int) -> Molecule | Failure:
+    from qmprop.graph import from_pyg
+
+    try:
+        return from_pyg(data, source=MEMORY_SOURCE, index=index)
+    except (AttributeError, TypeError, ValueError) as error:  # any tensors can be called z and pos
+        return Failure(MEMORY_SOURCE, index, Message("parse-error", f"Not a molecule: {error}."))
+
+
+def _is_smiles(text: str) -> bool:
+    """Whether a string that could be a path is rather a SMILES: it names nothing, is like no path, and parses."""
+    if text == "-" or text.isspace() or not text or "\0" in text or os.path.lexists(text):
+        return False
+    if FOLDER_SUFFIXES.intersection(suffix.lower() for suffix in Path(text).suffixes):
+        return False
+    if os.path.isdir(os.path.dirname(text)) or (any(letter in text for letter in "*?") and glob.glob(text)):
+        return False
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        mol = Chem.MolFromSmiles(text, sanitize=False)
+    return mol is not None and mol.GetNumAtoms() > 0
 
 
 def _is_single(item: Any) -> bool:
@@ -208,6 +283,7 @@ def _is_single(item: Any) -> bool:
         isinstance(item, str | os.PathLike | Molecule | Failure)
         or _is_instance(item, "ase", "Atoms")
         or _is_instance(item, "rdkit.Chem", "Mol")
+        or _is_instance(item, "torch_geometric.data", "Data")
     )
 
 
@@ -220,5 +296,5 @@ def _is_instance(item: Any, module: str, name: str) -> bool:
 def _unknown(item: Any) -> UsageError:
     return UsageError(
         f"cannot predict from an object of type '{type(item).__name__}'",
-        "Pass a path, an ase.Atoms, an RDKit Mol, a qmprop.Molecule, or an iterable of those.",
+        "Pass a path, a SMILES, an ase.Atoms, an RDKit Mol, a PyG Data, a qmprop.Molecule, or an iterable of those.",
     )

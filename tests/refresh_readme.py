@@ -49,8 +49,13 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands(block: str) -> list[str]:
-    """Return the commands of a shell block, one a line."""
-    return [line for line in block.splitlines() if line and not line.startswith("#")]
+    """Return the lines of a shell block without comments; what stands between `<<'END'` and `END` is kept as it is."""
+    lines, inside = [], False
+    for line in block.splitlines():
+        if inside or (line and not line.startswith("#")):
+            lines.append(line)
+        inside = line != "END" if inside else line.endswith("<<'END'")
+    return lines
 
 
 def render(kind: str, argument: str) -> str:
@@ -69,12 +74,12 @@ def environment(**extra: str) -> dict[str, str]:
     return os.environ | {"PATH": path, "COLUMNS": "80", "NO_COLOR": "1", "PYTHONUTF8": "1"} | extra
 
 
-def shell(script: str, folder: Path, *, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a script as a reader would paste it, but stop at the first command that fails."""
+def shell(script: str, folder: Path, *, check: bool = True, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run a script as a reader would paste it, but stop at the first command that fails; `extra` is environment."""
     return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=folder,
-        env=environment(),
+        env=environment(**extra),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

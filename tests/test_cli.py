@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,15 +12,19 @@ from types import SimpleNamespace
 
 import jsonschema
 import pytest
+from ase.io import iread
 from fakes import SILANE_XYZ, WATER_XYZ, FakeModel
+from pyarrow import parquet
+from rdkit import Chem
 
 import qmprop
-from qmprop import __version__, inference, model
+from qmprop import __version__, console, inference, model
 from qmprop.__main__ import run
 from qmprop.config import TrainConfig
 from qmprop.errors import DeviceError, WeightsError
 from qmprop.records import RECORD_SCHEMA
-from qmprop.targets import DEFAULT_KEYS
+from qmprop.targets import DEFAULT_KEYS, EA0_DEBYE
+from qmprop.writers import FORMATS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WATER = str(EXAMPLES / "water.xyz")
@@ -82,7 +87,7 @@ def start(arguments, *, delay=0.0, **options):
 def test_version_and_help(capfd):
     assert run(["--version"]) == 0
     assert capfd.readouterr().out == f"qmprop {__version__}\n"
-    for command in ("predict", "train", "eval", "info"):
+    for command in ("predict", "train", "eval", "info", "schema"):
         assert run([command, "--help"]) == 0
         assert "Usage: qmprop " + command in capfd.readouterr().out
 
@@ -103,7 +108,6 @@ def test_the_command_alone_shows_its_help(capfd):
         (["predict", "water.xyz", "-u", "furlong"], "unknown unit preset 'furlong'"),
         (["predict", "water.xyz", "-u", "mu=eV"], "unknown unit 'eV'"),
         (["predict", "water.xyz", "-f", "xml"], "unknown format 'xml'"),
-        (["predict", "water.xyz", "-f", "parquet"], "not available in this version"),
         (["predict", "water.xyz", "-i", "docx"], "unknown input format 'docx'"),
         (["predict", "water.xyz", "-o", "out.docx"], "cannot tell the format"),
         (["predict", "water.xyz", "-o", "water.xyz", "-f", "csv"], "output 'water.xyz' is one of the inputs"),
@@ -112,6 +116,7 @@ def test_the_command_alone_shows_its_help(capfd):
         (["predict", "water.xyz", "--nonsense"], "--nonsense"),
         (["predikt"], "predikt"),
         (["eval", "--split", "all"], "--split"),
+        (["eval", "--geometry", "uff"], "--geometry"),
         (["train", "--resume", "a", "--out", "b"], "exclude each other"),
         (["train", "--epochs", "0"], "epochs"),
         (["train", "--config", "nowhere.toml"], "nowhere.toml"),
@@ -152,7 +157,9 @@ def test_a_record_for_every_input_and_status_3_if_one_failed(folder, fake, capfd
     errors = captured.err.splitlines()
     assert errors[0].startswith("error: mixed.xyz[1]: unsupported-element: ")
     assert errors[1].startswith("error: nowhere.xyz: missing-file: ")
-    assert errors[2:] == ["note: 2 of 5 records could not be predicted."]
+    (summary,) = errors[2:]
+    assert summary.startswith("note: 5 records: 3 ok, 2 failed (missing-file 1, unsupported-element 1) in ")
+    assert summary.endswith(" molecules/s.")
 
 
 def test_warnings_do_not_change_the_status(folder, fake, capfd):
@@ -160,13 +167,67 @@ def test_warnings_do_not_change_the_status(folder, fake, capfd):
     assert run(["predict", "radical.xyz", "-f", "jsonl"]) == 0
     captured = capfd.readouterr()
     assert json.loads(captured.out)["status"] == "warning"
-    assert captured.err == "note: warnings: odd-electrons 1.\n"
+    assert captured.err == "note: 1 record: 0 ok, 1 with warnings (odd-electrons 1).\n"
+
+
+@pytest.mark.parametrize(("name", "said"), [("jsonl", "note: 2 records: 2 ok in "), ("table", "")])
+def test_data_of_several_records_come_with_a_summary(folder, fake, capfd, name, said):
+    assert run(["predict", "water.xyz", "water.xyz", "-f", name]) == 0
+    errors = capfd.readouterr().err
+    assert errors.startswith(said)
+    assert bool(errors) == bool(said)
 
 
 @pytest.mark.parametrize("inputs", [["water.xyz"], ["water.xyz", "mixed.xyz"], ["nowhere.xyz"]])
 def test_json_is_one_array(folder, fake, capfd, inputs):
     run(["predict", *inputs, "-f", "json"])
     jsonschema.validate(json.loads(capfd.readouterr().out), {"type": "array", "items": RECORD_SCHEMA, "minItems": 1})
+
+
+def read_values(name):
+    """Return status and dipole moment of every record in a file that predict wrote, as its own readers have them."""
+    if name.endswith("parquet"):
+        return [(row["status"], row["mu [ea0]"]) for row in parquet.read_table(name).to_pylist()]
+    if name.endswith("csv"):
+        return [(row["status"], float(row["mu [ea0]"] or "nan")) for row in csv.DictReader(open(name, newline=""))]
+    if name.endswith("sdf"):
+        supplier = Chem.SDMolSupplier(name, removeHs=False)
+        fields = [mol.GetPropsAsDict() for mol in supplier]
+        return [(field["qmprop_status"], field.get("qmprop_mu")) for field in fields]
+    if name.endswith("extxyz"):
+        return [(atoms.info["status"], atoms.info.get("mu")) for atoms in iread(name, index=":")]
+    text = Path(name).read_text()
+    records = json.loads(text) if name.endswith("json") else [json.loads(line) for line in text.splitlines()]
+    jsonschema.validate(records, {"type": "array", "items": RECORD_SCHEMA})
+    return [(record["status"], record["properties"].get("mu", {}).get("value")) for record in records]
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "table"])
+def test_every_format_holds_every_record_to_the_last_digit(folder, fake, capfdbinary, name):
+    """As a file, and as a stream through standard output."""
+    shutil.copy(EXAMPLES / "three_molecules.sdf", "three.sdf")
+    arguments = ["predict", "mixed.xyz", "nowhere.xyz", "three.sdf", "-p", "mu", "-u", "mu=ea0"]
+    assert run([*arguments, "-o", f"out.{name}"]) == 3
+    found = read_values(f"out.{name}")
+    assert [status for status, _ in found] == ["ok", "error", "ok", "error", "ok", "ok", "ok"]
+    expected = [charge / EA0_DEBYE for charge in (10, 10, 24, 22, 24)]
+    assert [value for status, value in found if status == "ok"] == expected
+    capfdbinary.readouterr()
+    assert run([*arguments, "-f", name]) == 3
+    assert capfdbinary.readouterr().out == Path(f"out.{name}").read_bytes()
+
+
+def test_parquet_is_kept_off_the_terminal(folder, fake, monkeypatch, capfd):
+    monkeypatch.setattr(console, "writes_to_terminal", lambda: True)
+    assert run(["predict", "water.xyz", "-f", "parquet"]) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "-o" in captured.err
+
+
+def test_the_schema_is_printed_as_it_is(capfd):
+    assert run(["schema"]) == 0
+    assert json.loads(capfd.readouterr().out) == RECORD_SCHEMA
 
 
 def test_properties_and_units_can_be_repeated(folder, fake, capfd):
@@ -268,7 +329,7 @@ def test_an_interrupt_in_the_library_is_status_130(folder, fake, monkeypatch, ca
     def predict(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inference, "predict", predict)
+    monkeypatch.setattr(inference, "predict_pairs", predict)
     assert run(["predict", "water.xyz"]) == 130
     assert capfd.readouterr() == ("", "")
 
@@ -339,12 +400,6 @@ def test_eval_shows_a_table_or_json(monkeypatch, capfd):
     assert json.loads(capfd.readouterr().out) == FakeReport().to_dict()
 
 
-@pytest.mark.parametrize("geometry", ["mmff", "xtb"])
-def test_geometries_that_are_not_there_yet_are_refused(geometry, capfd):
-    assert run(["eval", "--geometry", geometry]) in (1, 2)
-    assert geometry in capfd.readouterr().err
-
-
 def test_info_tells_versions_devices_and_weights(fake, capfd):
     fake.metadata["split_hash"] = "0123abcd"
     assert run(["info"]) == 0
@@ -406,7 +461,8 @@ def test_an_interrupt_leaves_whole_lines_or_the_old_file(folder, number):
 def test_standard_input_to_standard_output(folder):
     process = start(["predict", "-", "-f", "jsonl"], stdin=subprocess.PIPE)
     out, errors = process.communicate(WATER_XYZ + WATER_XYZ, timeout=120)
-    assert (process.returncode, errors) == (0, "")
+    assert process.returncode == 0
+    assert errors.startswith("note: 2 records: 2 ok in ")
     assert [(record["source"], record["index"]) for record in map(json.loads, out.splitlines())] == [("-", 0), ("-", 1)]
 
 

@@ -1,5 +1,7 @@
 import io
+import re
 import sys
+import time
 
 import pytest
 
@@ -70,28 +72,71 @@ def record(index, status, code):
     return Record("a.sdf", index, None, "H2", 2, status, (Message(code, "Some text."),))
 
 
+def summary(notes, capsys, **options):
+    capsys.readouterr()
+    notes.close(**options)
+    return capsys.readouterr().err
+
+
 def test_failed_records_are_listed_and_summed_up(capsys):
-    notes = console.Notes()
+    notes = console.Notes(clock=iter([10.0, 12.0]).__next__)
     notes.add(Record("a.sdf", 0))
     notes.add(record(1, "warning", "charged"))
     notes.add(record(2, "error", "periodic"))
     assert capsys.readouterr().err == "error: a.sdf[2]: periodic: Some text.\n"
-    notes.close()
-    assert capsys.readouterr().err == "note: 1 of 3 records could not be predicted; warnings: charged 1.\n"
+    assert summary(notes, capsys) == (
+        "note: 3 records: 1 ok, 1 with warnings (charged 1), 1 failed (periodic 1) in 2.0 s, 2 molecules/s.\n"
+    )
+
+
+def test_codes_are_counted_by_record_and_sorted_by_number(capsys):
+    notes = console.Notes(clock=lambda: 0.0)
+    for code in ("periodic", "parse-error", "parse-error"):
+        notes.add(record(0, "error", code))
+    twice = (Message("charged", "a"), Message("charged", "b"), Message("too-large", "c"))
+    notes.add(Record("a.sdf", 3, None, "H2", 2, "warning", twice))
+    assert summary(notes, capsys) == (
+        "note: 4 records: 0 ok, 1 with warnings (charged 1, too-large 1), 3 failed (parse-error 2, periodic 1).\n"
+    )
+
+
+def test_many_errors_are_counted_rather_than_listed(capsys):
+    notes = console.Notes()
+    for index in range(1000):
+        notes.add(record(index, "error", "periodic"))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["error"] * console.LISTED_ERRORS + ["note"]
+    assert "1,000 failed (periodic 1,000)" in summary(notes, capsys)
 
 
 def test_nothing_to_sum_up(capsys):
     notes = console.Notes()
     notes.add(Record("a.sdf", 0))
-    notes.close()
-    assert capsys.readouterr().err == ""
+    notes.add(Record("a.sdf", 1))
+    assert summary(notes, capsys) == ""
+
+
+def test_a_long_run_is_summed_up_where_nobody_watches(capsys):
+    notes = console.Notes(talkative=True, clock=iter([0.0, 0.5]).__next__)
+    notes.add(Record("a.sdf", 0))
+    assert summary(notes, capsys) == ""
+    notes.add(Record("a.sdf", 1))
+    assert summary(notes, capsys) == "note: 2 records: 2 ok in 0.5 s, 4 molecules/s.\n"
+
+
+def test_a_continued_run_tells_what_had_failed_before(capsys):
+    notes = console.Notes(total=600, errors=7, clock=lambda: 0.0)
+    notes.add(Record("a.sdf", 600))
+    assert (notes.total, notes.errors) == (601, 7)
+    assert summary(notes, capsys) == "note: 1 record: 1 ok; 7 had failed in the run before.\n"
 
 
 def test_a_stop_at_the_first_error_is_mentioned(capsys):
     notes = console.Notes()
     notes.add(record(0, "error", "periodic"))
-    notes.close(stopped=True)
-    assert "1 of 1 record could not be predicted; stopped at the first error." in capsys.readouterr().err
+    assert summary(notes, capsys, stopped=True) == (
+        "note: 1 record: 0 ok, 1 failed (periodic 1); stopped at the first error.\n"
+    )
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
@@ -153,17 +198,60 @@ def test_the_test_error_counts_more_than_the_validation_error():
     assert console.known_errors({}) == {}
 
 
-def test_progress_shows_on_a_terminal_and_leaves_nothing_elsewhere(monkeypatch):
-    for kind, shown in ((Terminal, True), (io.StringIO, False)):
-        stream = kind()
-        monkeypatch.setattr(sys, "stderr", stream)
-        monkeypatch.setenv("TERM", "xterm")
-        with console.counter(shown=True) as count:
+def replace_stderr(monkeypatch, kind):
+    stream = kind()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    return stream
+
+
+anywhere = pytest.mark.parametrize("kind", [Terminal, io.StringIO])
+
+
+@anywhere
+def test_progress_shows_on_a_terminal_and_leaves_nothing_elsewhere(monkeypatch, kind):
+    errors = replace_stderr(monkeypatch, kind)
+    with console.counter(shown=True) as count:
+        count()
+    with console.bars("Reading", "Evaluating") as (_, advance):
+        advance(3, 10)
+    for text in ("1 molecules", "3/10"):
+        assert (text in errors.getvalue()) == errors.isatty()
+    assert " left" not in errors.getvalue()
+
+
+@anywhere
+def test_no_progress_where_the_records_themselves_show_it(monkeypatch, kind):
+    errors = replace_stderr(monkeypatch, kind)
+    with console.counter(shown=False) as count:
+        count()
+    assert errors.getvalue() == ""
+
+
+@anywhere
+@pytest.mark.parametrize(("share", "shown"), [(0.15, True), (None, False)])
+def test_the_time_left_shows_where_the_share_of_the_work_is_known(monkeypatch, kind, share, shown):
+    errors = replace_stderr(monkeypatch, kind)
+    monkeypatch.setattr(console, "_REDRAW", 0.0)
+    shares = iter([share and share * (k + 1) for k in range(5)])
+    with console.counter(shown=True, share=shares.__next__) as count:
+        for _ in range(5):
             count()
-        with console.bars("Reading", "Evaluating") as (_, advance):
-            advance(3, 10)
-        assert ("1 molecules" in stream.getvalue()) == shown
-        assert ("3/10" in stream.getvalue()) == shown
+            time.sleep(0.03)
+    assert ("5 molecules" in errors.getvalue()) == errors.isatty()
+    assert bool(re.search(r"\d:\d\d left", errors.getvalue())) == (shown and errors.isatty())
+
+
+@anywhere
+def test_lines_go_above_the_progress(monkeypatch, kind):
+    errors = replace_stderr(monkeypatch, kind)
+    with console.counter(shown=True) as count:
+        count()
+        console.print_note("look")
+        count()
+    lines = [line.rpartition("\x1b[2K")[2] for line in errors.getvalue().splitlines()]
+    assert "note: look" in [re.sub(r"\x1b\[[\d;]*m", "", line) for line in lines]
 
 
 def test_the_style_follows_the_output(monkeypatch, tmp_path):

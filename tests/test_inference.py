@@ -4,6 +4,7 @@ from pathlib import Path
 import ase
 import numpy as np
 import pytest
+import torch
 from fakes import SILANE_XYZ, WATER_XYZ, FakeModel, water
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,8 @@ from rdkit.Chem import rdDistGeom
 
 from qmprop import inference
 from qmprop.errors import UsageError, WeightsError
-from qmprop.inference import CPU_BATCH, GPU_BATCH, predict
+from qmprop.graph import to_pyg
+from qmprop.inference import CPU_BATCH, GPU_BATCH, predict, predict_pairs
 from qmprop.molecule import Molecule
 from qmprop.readers import Failure
 from qmprop.records import Message
@@ -165,6 +167,93 @@ def test_paths_atoms_and_molecules_mix(tmp_path):
 @pytest.mark.parametrize("alone", [ase.Atoms("OH2", positions=water().positions), water(), str(EXAMPLES / "water.xyz")])
 def test_one_object_need_not_be_wrapped(alone):
     assert [record.formula for record in predict(alone, weights=FakeModel())] == ["H2O"]
+
+
+@pytest.mark.parametrize(
+    ("text", "formula"),
+    [("CCO", "C2H6O"), ("F/C=C/F", "C2H2F2"), ("[H]O[H]", "H2O"), ("C*", None), ("O water", "H2O"), ("C.O", "CH6O")],
+)
+def test_a_string_that_is_no_path_is_a_smiles(text, formula, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (record,) = predict(text, weights=FakeModel())
+    assert (record.source, record.index) == ("<memory>", 0)
+    assert (record.formula == formula) if formula else (record.status == "error")
+
+
+@pytest.mark.parametrize("text", ["CO", "C.O", "in/C", "C*", "./CO"])
+def test_a_string_that_names_something_is_a_path(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    for name in ("CO", "C.O", "in/C"):
+        Path(name).write_text(WATER_XYZ)
+    records = list(predict(text, weights=FakeModel()))
+    assert {record.formula for record in records} == {"H2O"}
+    assert "<memory>" not in {record.source for record in records}
+
+
+@pytest.mark.parametrize(
+    "text", ["CO.xyz", "in/C", "nonsense", "CC(", "", " ", "C\0O", "C.xyz.gz", Path("CO"), "C?.sdf"]
+)
+def test_a_string_that_is_neither_is_a_missing_file(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("in").mkdir()
+    (record,) = predict(text, weights=FakeModel())
+    assert record.messages[0].code in ("missing-file", "no-molecules")
+
+
+def test_smiles_and_other_objects_are_counted_together():
+    atoms = ase.Atoms("OH2", positions=water().positions)
+    records = list(predict(["C", atoms, "O", "not a smiles", "N"], weights=FakeModel()))
+    assert [(record.formula, record.index) for record in records] == [
+        *(("CH4", 0), ("H2O", 1), ("H2O", 2), (None, 0), ("H3N", 3))
+    ]
+
+
+def test_pyg_graphs_alone_in_a_list_and_in_a_batch():
+    from torch_geometric import data
+
+    one = to_pyg(water(), 5.0)
+    other = data.Data(z=torch.tensor([14, 1]), pos=torch.tensor([[0.0, 0, 0], [0, 0, 1.5]]), name="half")
+    (alone,) = predict(one, weights=FakeModel())
+    assert (alone.formula, alone.source) == ("H2O", "<memory>")
+    for molecules in ([one, other], data.Batch.from_data_list([data.Data(z=d.z, pos=d.pos) for d in (one, other)])):
+        records = list(predict(molecules, weights=FakeModel()))
+        assert [(record.formula, record.index, record.status) for record in records] == [
+            *(("H2O", 0, "ok"), ("HSi", 1, "error"))
+        ]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"z": torch.tensor([1])},
+        {"z": torch.tensor([1, 1]), "pos": torch.zeros(1, 3)},
+        {"z": torch.tensor([[1, 0]]), "pos": torch.zeros(1, 3)},
+        {"z": 1, "pos": torch.zeros(1, 3)},
+    ],
+)
+def test_a_graph_that_is_no_molecule_is_a_record_all_the_same(fields):
+    from torch_geometric.data import Data
+
+    records = list(predict([water(), Data(**fields), to_pyg(water(), 5.0)], weights=FakeModel()))
+    assert [record.status for record in records] == ["ok", "error", "ok"]
+    assert records[1].messages[0].code == "parse-error"
+
+
+def test_pairs_hold_what_each_record_answers():
+    items = [water(index=0), FAILURE, silane(1)]
+    pairs = list(predict_pairs(items, weights=FakeModel(), properties="mu"))
+    assert [item for item, _ in pairs] == items
+    assert [record for _, record in pairs] == list(predict(items, weights=FakeModel(), properties="mu"))
+
+
+def test_skipped_records_count_for_the_batches():
+    model = FakeModel()
+    items = [water(index=index) for index in range(10)]
+    pairs = list(predict_pairs(items, weights=model, batch_size=4, skip=5))
+    assert [record.index for _, record in pairs] == [5, 6, 7, 8, 9]
+    assert model.batches == [4, 2]
 
 
 def test_a_missing_file_is_a_record():

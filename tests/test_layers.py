@@ -15,23 +15,30 @@ WATER = PACKAGE.parent / "examples" / "water.xyz"
 
 #: From the bottom up: a module imports only modules that stand before it.
 LAYERS = (
-    ["errors", "targets", "config", "records", "molecule", "egnn", "baseline", "graph", "model", "formats", "readers"]
+    ["errors", "targets", "config", "records", "molecule", "egnn", "baseline", "graph", "model"]
+    + ["streams", "formats", "blocks", "ase_formats", "smiles", "workers", "readers"]
     + [
+        "rows",
         "tables",
+        "outputs",
+        "structures",
+        "parquet",
         "writers",
+        "partials",
         "trust",
         "inference",
         "datasets",
         "qm9",
+        "minima",
         "geometries",
         "evaluation",
         "report",
         "learning",
         "training",
     ]
-    + ["monitor", "console", "cli", "__main__"]
+    + ["progress", "frames", "completion", "monitor", "console", "cli", "__main__"]
 )
-HEAVY = ("torch", "torch_geometric", "ase", "rdkit", "pytorch_lightning", "scipy")
+HEAVY = ("torch", "torch_geometric", "ase", "rdkit", "pytorch_lightning", "scipy", "pyarrow")
 
 
 def _imports(path: Path) -> Iterator[str]:

@@ -10,6 +10,7 @@ import tomllib
 
 import jsonschema
 import pytest
+import standins
 import typer
 from refresh_readme import (
     CARD,
@@ -64,12 +65,19 @@ def id_of(block):
     return next(iter(commands(block)))[:40]
 
 
+def run_block(block, folder):
+    """Run the commands of a block, with stand-ins for the tools this machine lacks."""
+    lines = [SHORTENED.get(line, line) for line in commands(block) if line not in NOT_RUN]
+    standins.install(folder / ".tools")
+    extra = {"PATH": os.pathsep.join([environment()["PATH"], str(folder / ".tools")])}
+    if "--install-completion" in block:
+        extra["HOME"] = str(folder)
+    return shell("\n".join([*lines, ":"]), folder, check=False, **extra)
+
+
 @pytest.mark.parametrize("block", BLOCKS, ids=id_of)
 def test_the_commands_run(block, folder):
-    lines = [SHORTENED.get(line, line) for line in commands(block) if line not in NOT_RUN]
-    if shutil.which("jq") is None:  # what jq would read is checked below
-        lines = [line for line in lines if not line.startswith("jq ")]
-    result = shell("\n".join(lines), folder, check=False)
+    result = run_block(block, folder)
     assert result.returncode == 0, result.stderr
     assert "Traceback" not in result.stderr
     for path in folder.glob("*.jsonl"):
@@ -77,6 +85,56 @@ def test_the_commands_run(block, folder):
         assert records
         for record in records:
             jsonschema.validate(record, RECORD_SCHEMA)
+
+
+def block_with(text):
+    (found,) = [block for block in BLOCKS if text in block]
+    return found
+
+
+def sources(folder):
+    """Return where the records in results.jsonl come from, sorted."""
+    return sorted({json.loads(line)["source"] for line in (folder / "results.jsonl").read_text().splitlines()})
+
+
+@pytest.mark.parametrize("text", ["parallel -0", "sbatch --wait"])
+def test_shared_work_is_done_whole_and_once(folder, text):
+    run_block(block_with(text), folder)
+    records = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert sources(folder) == sorted(f"examples/{path.name}" for path in (folder / "examples").glob("*.xyz"))
+    assert len({(record["source"], record["index"]) for record in records}) == len(records)
+
+
+def test_the_makefile_makes_a_result_of_every_molecule(folder):
+    (folder / "examples" / "broken.xyz").write_text("2\n\nH 0 0 0\n")
+    assert run_block(block_with("cat > Makefile"), folder).returncode == 0
+    assert {path.stem for path in (folder / "examples").glob("*.csv")} == {
+        path.stem for path in (folder / "examples").glob("*.xyz")
+    }
+    assert "parse-error" in (folder / "examples" / "broken.csv").read_text()
+
+
+def test_what_failed_and_what_has_the_smallest_gap_are_found(folder):
+    (folder / "examples" / "broken.xyz").write_text("2\n\nH 0 0 0\n")
+    result = run_block(block_with("jq -r").replace("> results.jsonl", "> results.jsonl || [ $? -eq 3 ]"), folder)
+    failed, *ranked = result.stdout.splitlines()
+    assert failed == "examples/broken.xyz\t0\tparse-error"
+    gaps = [float(line.split("\t")[0]) for line in ranked]
+    assert gaps == sorted(gaps)
+    assert len(gaps) > 5
+
+
+def test_completion_is_installed_for_the_shell_at_hand(folder):
+    assert run_block(block_with("--install-completion"), folder).returncode == 0
+    assert "_QMPROP_COMPLETE" in (folder / ".bash_completions" / "qmprop.sh").read_text()
+
+
+@pytest.mark.parametrize("name", standins.TOOLS)
+def test_stand_ins_know_the_tools_of_the_page(name, folder, monkeypatch):
+    """They take their turn even where the real tools are installed."""
+    monkeypatch.setattr(standins.shutil, "which", lambda tool: None)
+    assert set(standins.install(folder / "other")) == set(standins.TOOLS)
+    assert any(re.search(rf"(^|\| ){name}\b", line) for block in BLOCKS for line in commands(block))
 
 
 def test_the_exceptions_are_on_the_page():
