@@ -40,8 +40,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    if os.environ.get(completion.VARIABLE) == completion.BASH:
-        return completion.answer_bash(lambda: _call(arguments))
+    if completion.VARIABLE in os.environ:
+        return completion.answer(lambda: _call(arguments))
     return _call(arguments)
 
 

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from qmprop import completion
+from qmprop.config import TrainConfig
 from qmprop.errors import QmpropError, UsageError
 
 if TYPE_CHECKING:
-    from qmprop.config import TrainConfig
     from qmprop.formats import Failure
     from qmprop.model import Model
     from qmprop.molecule import Molecule
@@ -32,6 +32,7 @@ OK: Final = 0
 SOME_RECORDS_FAILED: Final = 3
 
 DEFAULT_WEIGHTS: Final = "egnn-qm9"
+_JOB: Final = TrainConfig()  # that made the bundled weights
 
 app = typer.Typer(
     name="qmprop",
@@ -80,10 +81,13 @@ def _qmprop(
 ) -> None:
     """Predict twelve quantum-chemical properties of small organic molecules.
 
-    A graph neural network (EGNN), trained on QM9, answers in milliseconds what B3LYP/6-31G(2df,p) would:
-    for neutral, closed-shell molecules of H, C, N, O and F with up to nine heavy atoms.
+    A graph neural network (EGNN), trained on QM9, answers in milliseconds what
+    B3LYP/6-31G(2df,p) would: for neutral, closed-shell molecules of H, C, N, O
+    and F with up to nine heavy atoms.
 
     Start with: qmprop predict molecule.xyz
+
+    'qmprop COMMAND --help' tells all about a command, with examples.
     """
 
 
@@ -383,19 +387,28 @@ def _refuse_input(output: str | None, inputs: Iterable[str]) -> None:
 @app.command()
 def train(
     epochs: Annotated[
-        int | None, typer.Option("--epochs", metavar="N", help="Passes over the training molecules.")
+        int | None,
+        typer.Option("--epochs", metavar="N", help=f"Passes over the training molecules. Default: {_JOB.epochs}."),
     ] = None,
     data: DataOption = "qm9",
     out: Annotated[
-        str | None, typer.Option("--out", metavar="FOLDER", help="Folder of the run; else runs/<time>.")
+        str | None, typer.Option("--out", metavar="FOLDER", help="Folder of the run. Default: runs/<time>.")
     ] = None,
     resume: Annotated[
         str | None, typer.Option("--resume", metavar="FOLDER", help="Continue the interrupted run in FOLDER.")
     ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="Train on N molecules only.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="Of the random numbers.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", metavar="N", help="Molecules per step.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", metavar="RATE", help="Largest learning rate.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", metavar="N", help="Train on N molecules only. Default: all.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help=f"Of the random numbers. Default: {_JOB.seed}.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", metavar="N", help=f"Molecules per step. Default: {_JOB.batch_size}.")
+    ] = None,
+    lr: Annotated[
+        float | None, typer.Option("--lr", metavar="RATE", help=f"Largest learning rate. Default: {_JOB.lr:g}.")
+    ] = None,
     config: Annotated[
         str | None, typer.Option("--config", metavar="FILE.toml", help="Settings; the options above go before them.")
     ] = None,
@@ -404,8 +417,8 @@ def train(
     """Train a network on QM9's training split.
 
     Without options this is the job that made the bundled weights.
-    The run's folder holds its settings, logs and checkpoints, and at the end a file for predict -w and eval -w.
-    Ctrl-C leaves a run that --resume continues.
+    The run's folder holds its settings, logs and checkpoints, and at the end a
+    file for predict -w and eval -w. Ctrl-C leaves a run that --resume continues.
 
     Examples:
       qmprop train --epochs 1 --limit 2000
@@ -445,11 +458,9 @@ def train(
 
 def _load_config(path: str | None, resume: str | None, options: Mapping[str, Any]) -> TrainConfig:
     """Return the settings of the file, else of the run to resume, else the shipped ones; options go before them."""
-    from qmprop.config import TrainConfig
-
     if path is None and resume is not None:
         path = os.path.join(resume, "config.toml")
-    settings = TrainConfig() if path is None else TrainConfig.from_toml(path)
+    settings = _JOB if path is None else TrainConfig.from_toml(path)
     return dataclasses.replace(settings, **{key: value for key, value in options.items() if value is not None})
 
 
@@ -466,11 +477,13 @@ def evaluate(
         Literal["table", "json"], typer.Option("-f", "--format", help="How to show the errors.")
     ] = "table",
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, metavar="N", help="The first N molecules only.")
+        int | None, typer.Option("--limit", min=1, metavar="N", help="The first N molecules only. Default: all.")
     ] = None,
     units: Annotated[
         list[str] | None,
-        typer.Option("-u", "--units", metavar="UNITS", help="Units of the labels in FILE, as for predict."),
+        typer.Option(
+            "-u", "--units", metavar="UNITS", help="Units of the labels in FILE, as for predict. Default: ev."
+        ),
     ] = None,
     device: DeviceOption = "auto",
 ) -> int:
@@ -523,7 +536,9 @@ def evaluate(
 
 @app.command()
 def schema() -> int:
-    """Print the JSON Schema (draft 2020-12) of a record: a line of jsonl, an item of json's array.
+    """Print the JSON Schema of a record.
+
+    It is a draft 2020-12 schema of a line of jsonl, and of an item of json's array.
 
     Examples:
       qmprop schema > record.schema.json

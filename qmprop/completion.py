@@ -13,9 +13,8 @@ from typing import Final
 
 from qmprop.targets import PRESETS, TARGETS, UNITS
 
-#: The variable with which the shell's script asks, and what it holds when bash does.
+#: The variable with which the shell's script asks.
 VARIABLE: Final = "_QMPROP_COMPLETE"
-BASH: Final = "complete_bash"
 _SPECIAL: Final = re.compile(r"""([\s()'"\\|&;<>*?$`])""")
 
 
@@ -58,8 +57,14 @@ def complete_devices() -> list[str]:
     return ["auto", "cpu", "cuda", "mps"]
 
 
-def answer_bash(answer: Callable[[], int]) -> int:
-    """Let `answer` print the completions for bash, in bash's way.
+def answer(complete: Callable[[], int]) -> int:
+    """Let `complete` print the completions; for bash, in bash's way."""
+    os.environ["COLUMNS"] = "10000"  # typer breaks the help of an option into lines, which fish takes for options
+    return _answer_bash(complete) if os.environ[VARIABLE] == "complete_bash" else complete()
+
+
+def _answer_bash(complete: Callable[[], int]) -> int:
+    """Print the completions as bash wants them.
 
     Bash takes "homo=meV" for three words, of which only the last is replaced, and inserts text as it is, so that
     blanks and parentheses need a backslash.
@@ -75,7 +80,7 @@ def answer_bash(answer: Callable[[], int]) -> int:
     printed = io.StringIO()
     try:
         with redirect_stdout(printed):
-            return answer()
+            return complete()
     finally:
         lines = (line.removeprefix(prefix) for line in printed.getvalue().splitlines())
         sys.stdout.write("".join(_SPECIAL.sub(r"\\\1", line) + "\n" for line in lines))

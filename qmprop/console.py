@@ -273,8 +273,7 @@ def model_parts(name: str, metadata: Mapping[str, Any]) -> list[RenderableType]:
     facts = {key.replace("_", " "): _plain(value) for key, value in metadata.items() if key not in _ERRORS}
     parts = facts_parts(f"Weights {name}", facts)
     for kind, title in _ERRORS.items():
-        if isinstance(errors := metadata.get(kind), Mapping):
-            known = {key: error for key, error in errors.items() if key in TARGETS}
+        if known := _stated_errors(metadata, kind):
             texts = {key: f"{error:.{_digits(error)}f} {TARGETS[key].evaluation_unit}" for key, error in known.items()}
             parts += facts_parts(title, texts)
     return parts
@@ -282,11 +281,17 @@ def model_parts(name: str, metadata: Mapping[str, Any]) -> list[RenderableType]:
 
 def known_errors(metadata: Mapping[str, Any]) -> dict[str, float]:
     """Return the weights' error by key, in default units: on the test split, else on the validation molecules."""
-    errors: Mapping[str, float] = next(
-        (metadata[kind] for kind in _ERRORS if isinstance(metadata.get(kind), Mapping)), {}
-    )
-    scale = {key: unit_factor(key, TARGETS[key].evaluation_unit) for key in TARGETS}
-    return {key: float(error) * scale[key] for key, error in errors.items() if key in TARGETS}
+    errors = next(filter(None, (_stated_errors(metadata, kind) for kind in _ERRORS)), {})
+    return {key: error * unit_factor(key, TARGETS[key].evaluation_unit) for key, error in errors.items()}
+
+
+def _stated_errors(metadata: Mapping[str, Any], kind: str) -> dict[str, float]:
+    """Return the errors by key that are numbers: anybody can write into the metadata of a weights file."""
+    errors = metadata.get(kind)
+    if not isinstance(errors, Mapping):
+        return {}
+    numbers = {key: error for key, error in errors.items() if key in TARGETS and type(error) in (int, float)}
+    return {key: float(error) for key, error in numbers.items() if 0 < error < 1e12}
 
 
 class _DoneColumn(BarColumn):

@@ -1,15 +1,20 @@
-"""What Tab offers: asked as the shells' scripts ask, in a bash that has loaded the script."""
+"""What Tab offers, asked as the shells' scripts ask and in a bash that has loaded the script; and what --help tells."""
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
-from qmprop import completion
+from qmprop import cli, completion
 from qmprop.__main__ import run
 from qmprop.targets import DEFAULT_KEYS, PRESETS, TARGETS
 from qmprop.writers import FORMATS
@@ -26,6 +31,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 
 def ask(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], line: str) -> list[str]:
     """Return what is offered at the end of the line, one word per blank, as fish asks."""
+    monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("_QMPROP_COMPLETE", "complete_fish")
     monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
     monkeypatch.setenv("_TYPER_COMPLETE_ARGS", line)
@@ -128,3 +134,46 @@ def test_completion_loads_nothing_heavy() -> None:
     )
     assert result.stdout == "homo=meV\n"
     assert not {"torch", "rdkit", "ase", "pandas", "pyarrow", "rich"} & set(result.stderr.split())
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def parameters() -> Iterator[tuple[str, Any]]:
+    command: Any = typer.main.get_command(cli.app)
+    for name, sub in [("", command), *command.commands.items()]:
+        for parameter in sub.params:
+            yield name, parameter
+
+
+def test_every_option_tells_its_default() -> None:
+    """By itself or, where it has none that could be shown, in words; flags and repeated values need no default."""
+    for name, parameter in parameters():
+        if parameter.param_type_name != "option" or parameter.is_flag or parameter.multiple or parameter.default:
+            continue
+        if parameter.name in ("files_from", "resume", "config", "install_completion", "show_completion"):
+            continue  # their absence needs no words
+        assert "default" in parameter.help.lower(), (name, parameter.name)
+
+
+def test_help_fits_80_columns_and_its_examples_parse(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    known: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    for name in ["", *known]:
+        assert run([*([name] if name else []), "--help"]) == 0
+        lines = capfd.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 80
+        examples = [line.strip() for line in lines if re.match(r" {2,3}\S.*qmprop |   qmprop ", line)]
+        assert len(examples) >= (name not in ("", "info")), name
+        for example in examples:
+            words = shlex.split(re.sub(r"^.*?\| (?=qmprop)|\s[|>] .*$", "", example))
+            assert words[0] == "qmprop", example
+            known[words[1]].make_context(words[1], words[2:])
+
+
+def test_predict_tells_every_exit_status(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["predict", "--help"]) == 0
+    found = re.findall(r"^ {3}(\d+) {2}", capfd.readouterr().out, re.MULTILINE)
+    assert found == ["0", "1", "2", "3", "130", "141"]

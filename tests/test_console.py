@@ -192,6 +192,13 @@ def test_the_errors_of_the_weights_come_in_default_units(kinds):
     assert console.known_errors(metadata) == {"mu": 0.05, "u0": pytest.approx(0.029)}
 
 
+@pytest.mark.parametrize("errors", [3, [1], "x", {"mu": "x"}, {"mu": [1]}, {"mu": -1.0}, {"mu": 10**400}, {"mu": True}])
+def test_errors_that_are_no_numbers_are_not_shown(errors):
+    metadata = {"test_mae": errors, "validation_mae": {"mu": 0.5}}
+    assert console.known_errors(metadata) == {"mu": 0.5}
+    assert "0.500 D" in draw(console.model_parts("x@0", metadata), Style())
+
+
 def test_the_test_error_counts_more_than_the_validation_error():
     metadata = {"validation_mae": {"mu": 9.0}, "test_mae": {"mu": 0.05}}
     assert console.known_errors(metadata) == {"mu": 0.05}

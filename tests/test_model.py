@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,6 +213,74 @@ def test_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "exploded").exists()
     save_file({"weight": torch.zeros(3)}, path)
     refuse(path, "weights of something else")
+
+
+def forge(path: Path, change: Callable[[dict[str, Any]], object], *, duplicate: bool = False) -> Path:
+    """Change the JSON in front of the numbers of a weights file, whatever becomes of it."""
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header)
+    text = json.dumps(header)
+    if duplicate:
+        text = '{"network.norm.bias": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}, ' + text[1:]
+    path.write_bytes(len(text).to_bytes(8, "little") + text.encode() + content[8 + length :])
+    return path
+
+
+HOSTILE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a tensor larger than the file": lambda header: header["network.norm.bias"].update(
+        shape=[2**20, 2**20], data_offsets=[0, 2**42]
+    ),
+    "a tensor larger than any memory": lambda header: header["network.norm.bias"].update(
+        shape=[2**62, 2**62], data_offsets=[0, 2**63]
+    ),
+    "tensors on top of each other": lambda header: header["network.norm.bias"].update(
+        data_offsets=header["network.norm.weight"]["data_offsets"]
+    ),
+    "offsets backwards": lambda header: header["network.norm.bias"]["data_offsets"].reverse(),
+    "a negative shape": lambda header: header["network.norm.bias"].update(shape=[-32]),
+    "no shape": lambda header: header["network.norm.bias"].pop("shape"),
+    "a dtype nobody knows": lambda header: header["network.norm.bias"].update(dtype="Q7"),
+    "integers": lambda header: header["network.norm.bias"].update(dtype="I32"),
+    "no tensors": lambda header: [header.pop(key) for key in list(header) if key != "__metadata__"],
+    "no metadata": lambda header: header.pop("__metadata__"),
+    "metadata that is no text": lambda header: header["__metadata__"].update(epochs=3),
+    "no architecture": lambda header: header["__metadata__"].pop("architecture"),
+    "no checksum": lambda header: header["__metadata__"].pop("sha256"),
+    "a checksum of another kind": lambda header: header["__metadata__"].update(sha256="[1]"),
+    "metadata nested a million deep": lambda header: header["__metadata__"].update(note="[" * 10**6),
+    "metadata nested and closed": lambda header: header["__metadata__"].update(note="[" * 10**5 + "]" * 10**5),
+    "a number of a million digits": lambda header: header["__metadata__"].update(note="9" * 10**6),
+    "an architecture of infinite width": lambda header: header["__metadata__"].update(
+        architecture=header["__metadata__"]["architecture"].replace("32", "1e400")
+    ),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_forged_header_is_refused(weights: Path, what: str) -> None:
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    refuse(forge(weights, HOSTILE[what]), "")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+    assert time.monotonic() - started < 10.0
+
+
+def test_a_name_that_comes_twice_never_changes_a_prediction(model: Model, weights: Path) -> None:
+    forge(weights, lambda header: None, duplicate=True)
+    with suppress(WeightsError):
+        assert load_model(weights, device="cpu").predict([WATER])["u0"] == model.predict([WATER])["u0"]
+
+
+def test_bits_flipped_anywhere_never_change_a_prediction(model: Model, weights: Path) -> None:
+    content, rng = weights.read_bytes(), np.random.default_rng(0)
+    expected = model.predict([WATER])["u0"][0]
+    for position in rng.integers(0, len(content), 60):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        weights.write_bytes(damaged)
+        with suppress(WeightsError):
+            assert load_model(weights, device="cpu").predict([WATER])["u0"][0] == expected
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class Run:
     Attributes:
         records: Lines that came out.
         errors: Records with the status "error".
+        in_order: Whether each had the index that was its turn.
         startup: Seconds until the first line.
         seconds: From the first line to the last.
         resident: Largest resident memory of the process while the lines came, MiB.
@@ -46,6 +47,7 @@ class Run:
 
     records: int
     errors: int
+    in_order: bool
     startup: float
     seconds: float
     resident: float
@@ -100,13 +102,14 @@ def run(path: Path) -> Run:
     samples: list[float] = []
     done = threading.Event()
     watcher = threading.Thread(target=_watch, args=(qmprop.pid, samples, done))
-    records = errors = 0
+    records, errors, in_order = 0, 0, True
     first = last = started
     for line in qmprop.stdout:
         last = time.monotonic()
         if records == 0:
             first = last
             watcher.start()
+        in_order = in_order and f'"index": {records}, '.encode() in line
         records += 1
         errors += b'"status": "error"' in line
     done.set()
@@ -114,7 +117,7 @@ def run(path: Path) -> Run:
     cat.wait()
     if records:
         watcher.join()
-    return Run(records, errors, first - started, last - first, max(samples, default=0.0), status)
+    return Run(records, errors, in_order, first - started, last - first, max(samples, default=0.0), status)
 
 
 def cut(path: Path) -> tuple[float, str, str]:
@@ -150,7 +153,9 @@ def main() -> int:
     print(f"memory {many.resident / few.resident:.3f}, speed {many.rate / few.rate:.3f} of the short run's")
     print(f"'| head -1' ended {delay:.2f} s after its line")
     checks = {
-        "as many records out as in": all(found.records == asked for asked, found in runs.items()),
+        "as many records out as in, in order": all(
+            found.records == asked and found.in_order for asked, found in runs.items()
+        ),
         "every record predicted": all(found.status == 0 and found.errors == 0 for found in runs.values()),
         f"memory within {MAX_GROWTH} of the short run's": many.resident <= MAX_GROWTH * few.resident,
         f"speed at least {MIN_SPEED} of the short run's": many.rate >= MIN_SPEED * few.rate,
