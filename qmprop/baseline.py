@@ -1,7 +1,8 @@
 """What physics and composition explain before the network: fitted on the training split, removed, restored, in float64.
 
 Removed are, per property, a linear function of the element counts (and a constant where the property does not add up
-over fragments) and, for R2, the second moment of the nuclear charges. What is left is divided by its spread.
+over fragments; of the shares of the elements where it does not grow with the molecule) and, for R2, the second moment
+of the nuclear charges. What is left is divided by its spread.
 """
 
 from __future__ import annotations
@@ -13,17 +14,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmprop.egnn import LATENTS
-from qmprop.targets import ATOM_ENERGIES_HARTREE, BOHR_ANGSTROM, DEFAULT_KEYS, ELEMENTS, HARTREE_EV, RT_EV
+from qmprop.targets import (
+    ATOM_ENERGIES_HARTREE,
+    ATOMIC_MASSES,
+    BOHR_ANGSTROM,
+    DEFAULT_KEYS,
+    ELEMENTS,
+    HARTREE_EV,
+    RT_EV,
+)
 
 Array = NDArray[np.float64]
 
 #: Latents whose linear function has no constant, so that far-apart fragments add up exactly.
 _ADDITIVE: Final = ("alpha", "r2", "zpve", "u0")
+#: Latents that do not grow with the molecule: a linear function of the shares of the elements.
+_INTENSIVE: Final = ("homo", "lumo")
 #: Smallest values (default units) below which a positive quantity bends towards zero instead of crossing it.
 _SOFTNESS: Final = {"alpha": 0.05, "r2": 0.5, "zpve": 0.005, "thermal": 0.002, "entropy": 0.01, "cv": 0.05, "gap": 0.02}
 _ROW: Final = {key: row for row, key in enumerate(LATENTS)}
-#: Standard atomic weights, to find the center of mass about which QM9 gives R2.
-_MASSES: Final = {1: 1.008, 6: 12.011, 7: 14.007, 8: 15.999, 9: 18.998}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,9 +47,16 @@ class Composition:
     counts: Array
     nuclear_r2: Array
 
+    @property
+    def shares(self) -> Array:
+        """Share of each element among the atoms, and a column of zeros [M, 6]."""
+        elements = self.counts[:, :-1]
+        shares = elements / elements.sum(axis=1, keepdims=True)
+        return np.concatenate([shares, np.zeros((len(shares), 1))], axis=1)
+
 
 def center(numbers: NDArray[np.integer], positions: NDArray[np.floating], offsets: NDArray[np.int64]) -> Array:
-    """Move every molecule's center of mass to the origin.
+    """Move every molecule's center of mass, about which QM9 gives R2, to the origin.
 
     Args:
         numbers: Atomic numbers [N].
@@ -50,8 +66,8 @@ def center(numbers: NDArray[np.integer], positions: NDArray[np.floating], offset
     Returns:
         Positions in Å, float64 [N, 3].
     """
-    weights = np.zeros(max(_MASSES) + 1)
-    weights[list(_MASSES)] = list(_MASSES.values())
+    weights = np.zeros(max(ATOMIC_MASSES) + 1)
+    weights[list(ATOMIC_MASSES)] = list(ATOMIC_MASSES.values())
     mass = weights[numbers]
     moved = np.asarray(positions, dtype=np.float64)
     centers = np.add.reduceat(mass[:, None] * moved, offsets[:-1]) / np.add.reduceat(mass, offsets[:-1])[:, None]
@@ -71,7 +87,8 @@ class Baseline:
     """The fitted baseline.
 
     Attributes:
-        coefficients: Per latent, default units per atom of H, C, N, O, F and the constant [10, 6].
+        coefficients: Per latent, default units per atom of H, C, N, O, F and the constant; per share of
+            H, C, N, O, F for HOMO and LUMO [10, 6].
         scales: Spread of what the linear function leaves, per latent, default units [10].
     """
 
@@ -90,16 +107,16 @@ class Baseline:
         coefficients = np.zeros((len(LATENTS), composition.counts.shape[1]))
         for key, row in _ROW.items():
             if key != "mu":  # composition says little about a dipole moment, and zero must stay zero
-                columns = slice(None, -1) if key in _ADDITIVE else slice(None)
-                counts = composition.counts[:, columns]
-                coefficients[row, columns] = np.linalg.lstsq(counts, latents[:, row], rcond=None)[0]
-        rest = latents - composition.counts @ coefficients.T
+                columns = slice(None, -1) if key in (*_ADDITIVE, *_INTENSIVE) else slice(None)
+                known = composition.shares if key in _INTENSIVE else composition.counts
+                coefficients[row, columns] = np.linalg.lstsq(known[:, columns], latents[:, row], rcond=None)[0]
+        rest = latents - _explain(coefficients, composition)
         scales = rest.std(axis=0)
         return cls(coefficients, np.where(scales > 0.0, scales, 1.0))
 
     def remove(self, targets: Array, composition: Composition) -> Array:
         """Return what the network has to learn: the twelve properties [M, 12] to normalized latents [M, 10]."""
-        rest = _latents(targets, composition) - composition.counts @ self.coefficients.T
+        rest = _latents(targets, composition) - _explain(self.coefficients, composition)
         return rest / self.scales
 
     def restore(self, outputs: Array, composition: Composition) -> Array:
@@ -115,7 +132,7 @@ class Baseline:
         Returns:
             Properties in default units, in the order of `DEFAULT_KEYS` [M, 12].
         """
-        latents = outputs * self.scales + composition.counts @ self.coefficients.T
+        latents = outputs * self.scales + _explain(self.coefficients, composition)
         y = {key: latents[:, row] for key, row in _ROW.items()}
         gap = _positive(y["lumo"] - y["homo"], "gap")
         u = y["u0"] + _positive(y["thermal"], "thermal")
@@ -147,6 +164,14 @@ def atomization(key: str, total: Array, composition: Composition) -> Array:
     """
     free_atoms = np.array([ATOM_ENERGIES_HARTREE[key][z] for z in ELEMENTS]) * HARTREE_EV
     return total - composition.counts[:, :-1] @ free_atoms
+
+
+def _explain(coefficients: Array, composition: Composition) -> Array:
+    """Return what the composition explains of each latent [M, 10]."""
+    explained: Array = composition.counts @ coefficients.T
+    rows = [_ROW[key] for key in _INTENSIVE]
+    explained[:, rows] = composition.shares @ coefficients[rows].T
+    return explained
 
 
 def _latents(targets: Array, composition: Composition) -> Array:

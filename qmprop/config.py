@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ class ModelConfig:
     Attributes:
         node_width: Features per atom.
         message_width: Features per directed edge.
-        layers: Number of message-passing layers.
+        refine_layers: Number of message-passing layers that refine the geometry; 0 takes it as it is.
+        layers: Number of message-passing layers that read the properties from the refined geometry.
         cutoff: Radius of the neighbor graph in Å.
         radial: Number of Gaussian distance features.
         vectors: Equivariant vectors per atom.
@@ -35,7 +37,8 @@ class ModelConfig:
 
     node_width: int = 192
     message_width: int = 64
-    layers: int = 4
+    refine_layers: int = 3
+    layers: int = 3
     cutoff: float = 5.0
     radial: int = 24
     vectors: int = 8
@@ -50,7 +53,9 @@ class ModelConfig:
                 _require(isinstance(value, int | float) and 1.0 <= value <= 50.0, "cutoff", value, "1 to 50 Å")
                 object.__setattr__(self, "cutoff", float(value))
             else:
-                _require(_is_int(value) and 1 <= value <= 4096, item.name, value, "a whole number from 1 to 4096")
+                lowest = 0 if item.name == "refine_layers" else 1
+                allowed = f"a whole number from {lowest} to 4096"
+                _require(_is_int(value) and lowest <= value <= 4096, item.name, value, allowed)
         _require(self.node_width % self.heads == 0, "heads", self.heads, f"a divisor of node_width {self.node_width}")
         _require(self.radial >= 2, "radial", self.radial, "2 or more")
 
@@ -62,45 +67,60 @@ class TrainConfig:
     Attributes:
         epochs: Passes over the training molecules; the learning rate reaches zero at the end of the last.
         batch_size: Molecules per step.
-        lr: Largest learning rate, reached after the warm-up.
+        lr: Largest learning rate, that of the matrices, reached after the warm-up.
         warmup_steps: Steps of linear warm-up (at most a twentieth of the run).
-        weight_decay: Decoupled weight decay of AdamW.
+        weight_decay: Decoupled weight decay.
         clip: Largest gradient norm.
         ema_decay: Decay per step of the averaged weights that are validated and shipped.
-        energy_weight: Weight of U0 in the loss; every other term has weight 1.
+        energy_weight: Weight of U0 in the loss; every other property has weight 1.
+        shift_weight: Weight of the distance between refined and DFT positions in the loss, per Å.
+        force_field_share: Share of the molecules of a step that do not come in their DFT geometry but in that of the
+            force field, and for a third of them somewhere between the two, and jittered.
+        jitter: Standard deviation of the jitter in Å.
         seed: Of the initial weights and of the order of the molecules.
         limit: Train on this many molecules only; None means all.
+        start: Weights to start from, by name or path; None means random ones.
         model: Shape of the network.
     """
 
-    epochs: int = 34
-    batch_size: int = 64
-    lr: float = 1e-3
-    warmup_steps: int = 1000
+    epochs: int = 20
+    batch_size: int = 96
+    lr: float = 3e-3
+    warmup_steps: int = 500
     weight_decay: float = 0.01
     clip: float = 1.0
     ema_decay: float = 0.999
     energy_weight: float = 4.0
+    shift_weight: float = 4.0
+    force_field_share: float = 0.5
+    jitter: float = 0.02
     seed: int = 0
     limit: int | None = None
+    start: str | None = None
     model: ModelConfig = field(default_factory=ModelConfig)
 
     def __post_init__(self) -> None:
         for name, lowest in (("epochs", 1), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0)):
             value = getattr(self, name)
             _require(_is_int(value) and value >= lowest, name, value, f"a whole number, {lowest} or more")
-        for name in ("lr", "weight_decay", "clip", "energy_weight"):
+        for name in ("lr", "weight_decay", "clip", "energy_weight", "shift_weight", "jitter"):
             value = getattr(self, name)
             positive = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
-            _require(positive and (value > 0 or name == "weight_decay"), name, value, "a positive number")
+            may_be_zero = name in ("weight_decay", "shift_weight", "jitter")
+            _require(positive and (value > 0 or may_be_zero), name, value, "a positive number")
             object.__setattr__(self, name, float(value))
         decay = self.ema_decay
         _require(isinstance(decay, int | float) and 0 <= decay < 1, "ema_decay", decay, "at least 0 and below 1")
+        share = self.force_field_share
+        is_number = isinstance(share, int | float) and not isinstance(share, bool)
+        _require(is_number and 0 <= share <= 1, "force_field_share", share, "from 0 to 1")
         if self.limit is not None:
             _require(_is_int(self.limit) and self.limit >= 2, "limit", self.limit, "a whole number, 2 or more")
+        start = self.start
+        _require(start is None or (isinstance(start, str) and start != ""), "start", start, "a name or path of weights")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain values; a limit of None is left out."""
+        """Return the settings as plain values; those that are None are left out."""
         data = dataclasses.asdict(self)
         return {key: value for key, value in data.items() if value is not None}
 
@@ -150,7 +170,7 @@ def _is_int(value: object) -> bool:
 
 
 def _toml(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else repr(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _check_names(cls: type, values: Mapping[str, Any], prefix: str) -> None:

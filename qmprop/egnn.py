@@ -1,19 +1,19 @@
 """The network: an E(n)-equivariant graph neural network with outputs built from physics.
 
 Message passing follows Satorras, Hoogeboom, Welling, "E(n) Equivariant Graph Neural Networks", ICML 2021 (equation
-numbers below). Tensors in, tensors out; N atoms, E directed edges, M molecules, F node and D message features.
+numbers below). Tensors in, tensors out; N atoms, P pairs of neighbors, M molecules, F node features.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from qmprop.config import ModelConfig
-from qmprop.targets import BOHR_ANGSTROM, EA0_DEBYE, ELEMENTS
+from qmprop.targets import ATOMIC_MASSES, BOHR_ANGSTROM, EA0_DEBYE, ELEMENTS
 
 #: What the network puts out, in this order; `baseline` turns them into the twelve properties.
 #: thermal is U - U0, entropy is H - G.
@@ -44,10 +44,45 @@ def envelope(distances: Tensor, cutoff: float) -> Tensor:
     return 1.0 + x**3 * (-10.0 + x * (15.0 - 6.0 * x))
 
 
+class Pairs(NamedTuple):
+    """What the layers read of P pairs of atoms that are neighbors in one geometry.
+
+    Attributes:
+        first: Index i of each pair [P].
+        second: Index j of each pair [P].
+        radial: Distance features [P, K].
+        units: (x_i - x_j) / |x_i - x_j| [P, 3].
+        smooth: Envelope of the cut-off [P, 1].
+    """
+
+    first: Tensor
+    second: Tensor
+    radial: Tensor
+    units: Tensor
+    smooth: Tensor
+
+
+class Encoding(NamedTuple):
+    """What the layers make of N atoms.
+
+    Attributes:
+        positions: The refined geometry in Å, in the type of the given one [N, 3].
+        pairs: Neighbors in the refined geometry.
+        h: Final node features [N, F].
+        v: Final node vectors [N, 3, V].
+    """
+
+    positions: Tensor
+    pairs: Pairs
+    h: Tensor
+    v: Tensor
+
+
 class EGNNLayer(nn.Module):
     """One round of messages (EGNN equations 3 to 6 with the soft edge gate of equation 8).
 
-    The first map of phi_e on [h_i, h_j, d_ij] is split into A h_i + B h_j + C d_ij, so that A and B run once per atom.
+    phi_e(h_i, h_j, d_ij) = phi_p(A h_i + A h_j + C d_ij) * S h_j: the part phi_p with the two maps and the gate is the
+    same for both directions of a pair and runs once, A and S run once per atom.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -55,8 +90,8 @@ class EGNNLayer(nn.Module):
         nodes, messages = config.node_width, config.message_width
         self.vectors = config.vectors
         self.norm = nn.LayerNorm(nodes)
-        self.receiver = nn.Linear(nodes, messages)
-        self.sender = nn.Linear(nodes, messages, bias=False)
+        self.member = nn.Linear(nodes, messages)
+        self.sender = nn.Linear(nodes, messages)
         self.distance = nn.Linear(config.radial, messages, bias=False)
         self.message = nn.Linear(messages, messages)
         self.gate = nn.Linear(messages, 1)
@@ -67,43 +102,36 @@ class EGNNLayer(nn.Module):
             nn.Linear(nodes + messages + config.invariants, nodes), nn.SiLU(), nn.Linear(nodes, nodes)
         )
 
-    def forward(
-        self,
-        h: Tensor,
-        v: Tensor,
-        radial: Tensor,
-        units: Tensor,
-        envelope: Tensor,
-        receivers: Tensor,
-        senders: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, h: Tensor, v: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Update node states.
 
         Args:
             h: Node features [N, F].
             v: Node vectors [N, 3, V].
-            radial: Distance features [E, K].
-            units: (x_i - x_j) / |x_i - x_j| [E, 3].
-            envelope: Smooth cut-off [E, 1].
-            receivers: Index i of each edge [E].
-            senders: Index j of each edge [E].
+            pairs: Neighbors.
 
         Returns:
             The new h and v.
         """
         x = self.norm(h)
-        # m_ij = phi_e(h_i, h_j, d_ij)                                                                   (3)
-        m = self.distance(radial)
-        m = m + self.receiver(x).index_select(0, receivers)
-        m = m + self.sender(x).index_select(0, senders)
-        m = functional.silu(self.message(functional.silu(m)))
-        # e_ij m_ij with e_ij = sigmoid(w . m_ij + b), times the envelope                                  (8)
-        m = m * (torch.sigmoid(self.gate(m)) * envelope)
-        # m_i = sum_j e_ij m_ij                                                                          (5)
-        m_i = m.new_zeros(len(h), m.shape[1]).index_add(0, receivers, m)
+        first, second = pairs.first, pairs.second
+        # phi_p, the part of phi_e that i and j share                                                      (3)
+        members, senders = self.member(x), self.sender(x)
+        p = self.distance(pairs.radial) + members.index_select(0, first)
+        p = p + members.index_select(0, second)
+        p = functional.silu(self.message(functional.silu(p)))
+        # times e_ij = sigmoid(w . p_ij + b) and the envelope                                              (8)
+        p = p * (torch.sigmoid(self.gate(p)) * pairs.smooth)
+        # m_ij = e_ij phi_e(h_i, h_j, d_ij), and m_ji                                                      (3)
+        to_first, to_second = p * senders.index_select(0, second), p * senders.index_select(0, first)
+        # m_i = sum_j m_ij                                                                                 (5)
+        m_i = p.new_zeros(len(h), p.shape[1]).index_add(0, first, to_first).index_add(0, second, to_second)
         # v_i <- v_i + sum_j (x_i - x_j) / |x_i - x_j| phi_x(m_ij)            (4, moving v and not the atoms)
-        pushes = (units[:, :, None] * self.direction(m)[:, None, :]).flatten(1)
-        v = v + v.new_zeros(len(h), 3 * self.vectors).index_add(0, receivers, pushes).view(-1, 3, self.vectors)
+        units = pairs.units[:, :, None]
+        pushes = v.new_zeros(len(h), 3 * self.vectors)
+        pushes = pushes.index_add(0, first, (units * self.direction(to_first)[:, None, :]).flatten(1))
+        pushes = pushes.index_add(0, second, (-units * self.direction(to_second)[:, None, :]).flatten(1))
+        v = v + pushes.view(-1, 3, self.vectors)
         # h_i <- h_i + phi_h(h_i, m_i, <v_i, v_i>)                                                         (6)
         invariants = (self.mix_left(v) * self.mix_right(v)).sum(dim=1)
         return h + self.update(torch.cat([x, m_i, invariants], dim=1)), v
@@ -111,6 +139,9 @@ class EGNNLayer(nn.Module):
 
 class EGNN(nn.Module):
     """Normalized properties of molecules, invariant under rotation, translation, reflection and permutation.
+
+    The first layers move the given geometry to the DFT minimum they expect (EGNN equation 4, once); the rest read the
+    properties from the moved one.
 
     Args:
         config: Shape of the network.
@@ -121,6 +152,7 @@ class EGNN(nn.Module):
     """
 
     scales: Tensor
+    masses: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -128,6 +160,10 @@ class EGNN(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(_MAX_NUMBER + 1, width)
         self.radial = RadialBasis(config.radial, config.cutoff)
+        self.refiner = nn.ModuleList(EGNNLayer(config) for _ in range(config.refine_layers))
+        if config.refine_layers:
+            self.refiner_norm = nn.LayerNorm(width)
+            self.shift = nn.Linear(width, config.vectors)
         self.layers = nn.ModuleList(EGNNLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.atoms = nn.Sequential(nn.Linear(width, width), nn.SiLU())
@@ -140,75 +176,91 @@ class EGNN(nn.Module):
         energies = nn.Linear(width // 2, 2)
         self.orbitals = nn.Sequential(nn.Linear(width, width // 2), nn.SiLU(), energies)
         self.register_buffer("scales", torch.ones(len(LATENTS)))
+        self.register_buffer("masses", _masses(), persistent=False)
+        if config.refine_layers:
+            self.unrest = nn.Linear(width, 1)
+        # Begin near the baseline: large first dipoles and shifts would drown the gradients of everything else.
         for head in (self.sums, energies):
             nn.init.normal_(head.weight, std=0.1 / width**0.5)
             nn.init.zeros_(head.bias)
+        with torch.no_grad():
+            self.embedding.weight *= 0.3
+            if config.refine_layers:
+                self.unrest.bias.fill_(2.0)
+            for head in (self.conductance, self.polarization):
+                head.weight *= 0.03
+                head.bias *= 0.03
 
     def forward(
-        self,
-        numbers: Tensor,
-        positions: Tensor,
-        receivers: Tensor,
-        senders: Tensor,
-        molecules: Tensor,
-        molecule_count: int,
-    ) -> Tensor:
+        self, numbers: Tensor, positions: Tensor, first: Tensor, second: Tensor, molecules: Tensor, molecule_count: int
+    ) -> tuple[Tensor, Tensor]:
         """Predict.
 
         Args:
             numbers: Atomic numbers [N].
             positions: In Å, each molecule's center of mass at the origin. In float64 the network, though it computes
                 in float32, answers the same for every orientation to about 1e-6 of a property's spread [N, 3].
-            receivers: Index i of each edge, ascending [E].
-            senders: Index j of each edge [E].
+            first: Index i of each pair of neighbors, ascending [P].
+            second: Index j of each pair [P].
             molecules: Index of each atom's molecule, ascending [N].
             molecule_count: M.
 
         Returns:
-            Outputs in the order of `LATENTS`, in units of `scales` after the baseline is removed [M, 10].
+            Outputs in the order of `LATENTS`, in units of `scales`, after the baseline of the refined geometry is
+            removed [M, 10]; and the refined geometry in Å, its centers of mass at the origin [N, 3].
         """
-        radial, smooth, h, v = self.encode(numbers, positions, receivers, senders)
+        positions, pairs, h, v = self.encode(numbers, positions, first, second, molecules, molecule_count)
+        still = positions.detach()
         a = self.atoms(h)
-
         totals = sum_atoms(self.sums(a), molecules, molecule_count)
         outputs = dict(zip(_SUMS, totals.unbind(dim=1), strict=True))
         outputs["homo"], outputs["lumo"] = self._orbital_energies(h, molecules, molecule_count).unbind(dim=1)
-        charges = self._charges(a, radial, smooth, receivers, senders)
         dipoles = (v * self.polarization(a)[:, None, :]).sum(dim=2)
-        mu, r2 = _moments(charges, dipoles, positions / BOHR_ANGSTROM, molecules, molecule_count)
+        mu, r2 = _moments(self._charges(a, pairs), dipoles, still / BOHR_ANGSTROM, molecules, molecule_count)
         outputs["mu"] = mu * EA0_DEBYE / self.scales[LATENTS.index("mu")]
         outputs["r2"] = outputs["r2"] + r2 / self.scales[LATENTS.index("r2")]
-        return torch.stack([outputs[key] for key in LATENTS], dim=1)
+        return torch.stack([outputs[key] for key in LATENTS], dim=1), positions
 
     def encode(
-        self, numbers: Tensor, positions: Tensor, receivers: Tensor, senders: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Run the layers; arguments as for `forward`.
-
-        Returns:
-            Distance features [E, K], envelope [E, 1], final node features [N, F] and vectors [N, 3, V].
-        """
-        edges = positions.index_select(0, receivers) - positions.index_select(0, senders)
-        distances = torch.linalg.vector_norm(edges, dim=1)
+        self, numbers: Tensor, positions: Tensor, first: Tensor, second: Tensor, molecules: Tensor, molecule_count: int
+    ) -> Encoding:
+        """Refine the geometry and run the layers; arguments as for `forward`."""
         h = self.embedding(numbers)
-        units = (edges / distances[:, None]).to(h.dtype)
-        distances = distances.to(h.dtype)
-        radial = self.radial(distances)
-        smooth = envelope(distances, self.config.cutoff)[:, None]
-        v = h.new_zeros(len(h), 3, self.config.vectors)
-        for layer in self.layers:
-            h, v = layer(h, v, radial, units, smooth, receivers, senders)
-        return radial, smooth, self.norm(h), v
+        if len(self.refiner):
+            h, v = self._run(self.refiner, h, self._pairs(positions, first, second))
+            x = self.refiner_norm(h)
+            # x_i <- x_i + g_i sum_j (x_i - x_j) / |x_i - x_j| phi_x(m_ij), g_i zero where nothing is to be done     (4)
+            shifts = torch.sigmoid(self.unrest(x)) * (v * self.shift(x)[:, None, :]).sum(dim=2)
+            mass = self.masses.index_select(0, numbers)[:, None]
+            drift = sum_atoms(mass * shifts, molecules, molecule_count) / sum_atoms(mass, molecules, molecule_count)
+            positions = positions + (shifts - drift.index_select(0, molecules)).to(positions.dtype)
+        pairs = self._pairs(positions.detach(), first, second)
+        h, v = self._run(self.layers, h, pairs)
+        return Encoding(positions, pairs, self.norm(h), v)
 
-    def _charges(self, a: Tensor, radial: Tensor, smooth: Tensor, receivers: Tensor, senders: Tensor) -> Tensor:
+    def _pairs(self, positions: Tensor, first: Tensor, second: Tensor) -> Pairs:
+        edges = positions.index_select(0, first) - positions.index_select(0, second)
+        distances = torch.linalg.vector_norm(edges, dim=1)
+        dtype = self.embedding.weight.dtype
+        units = (edges / distances[:, None]).to(dtype)
+        distances = distances.to(dtype)
+        return Pairs(first, second, self.radial(distances), units, envelope(distances, self.config.cutoff)[:, None])
+
+    def _run(self, layers: nn.ModuleList, h: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        v = h.new_zeros(len(h), 3, self.config.vectors)
+        for layer in layers:
+            h, v = layer(h, v, pairs)
+        return h, v
+
+    def _charges(self, a: Tensor, pairs: Pairs) -> Tensor:
         """Return latent charges in e that are neutral in every connected fragment [N].
 
         q_i = sum_j f_ij with the flow f_ij = sum_k (p_ik - p_jk) g_k(d_ij) = -f_ji.
         """
         potentials: Tensor = self.potentials(a)
-        differences = potentials.index_select(0, receivers) - potentials.index_select(0, senders)
-        flows: Tensor = (differences * (self.conductance(radial) * smooth)).sum(dim=1)
-        return flows.new_zeros(len(a)).index_add(0, receivers, flows)
+        differences = potentials.index_select(0, pairs.first) - potentials.index_select(0, pairs.second)
+        flows: Tensor = (differences * (self.conductance(pairs.radial) * pairs.smooth)).sum(dim=1)
+        return flows.new_zeros(len(a)).index_add(0, pairs.first, flows).index_add(0, pairs.second, -flows)
 
     def _orbital_energies(self, h: Tensor, molecules: Tensor, molecule_count: int) -> Tensor:
         """Return HOMO and LUMO from atom features pooled by attention, as intensive quantities need [M, 2]."""
@@ -226,6 +278,12 @@ class EGNN(nn.Module):
 def sum_atoms(values: Tensor, molecules: Tensor, molecule_count: int) -> Tensor:
     """Sum atom values over each molecule: [N, ...] to [M, ...]."""
     return values.new_zeros(molecule_count, *values.shape[1:]).index_add(0, molecules, values)
+
+
+def _masses() -> Tensor:
+    masses = torch.ones(_MAX_NUMBER + 1)
+    masses[list(ATOMIC_MASSES)] = torch.tensor(list(ATOMIC_MASSES.values()))
+    return masses
 
 
 def _moments(

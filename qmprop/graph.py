@@ -22,54 +22,54 @@ _DENSE_ATOMS: Final = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Graph:
-    """M molecules of N atoms in all as one graph of E directed edges j -> i.
+    """M molecules of N atoms in all as one graph of P pairs of neighbors.
 
     Attributes:
         numbers: Atomic numbers, int64 [N].
         positions: In Å, float32 or float64 [N, 3].
-        receivers: Atom i of each edge, ascending, int64 [E].
-        senders: Atom j of each edge, int64 [E].
+        first: Atom i of each pair, ascending, int64 [P].
+        second: Atom j > i of each pair, int64 [P].
         molecules: Index of each atom's molecule, ascending, int64 [N].
         molecule_count: M.
     """
 
     numbers: Tensor
     positions: Tensor
-    receivers: Tensor
-    senders: Tensor
+    first: Tensor
+    second: Tensor
     molecules: Tensor
     molecule_count: int
 
     def to(self, device: torch.device | str) -> Graph:
-        """Return the same graph on another device."""
-        return Graph(
-            self.numbers.to(device),
-            (self.positions.float() if torch.device(device).type == "mps" else self.positions).to(device),  # no float64
-            self.receivers.to(device),
-            self.senders.to(device),
-            self.molecules.to(device),
-            self.molecule_count,
-        )
+        """Return the same graph on another device, which fetches it by itself where it is pinned."""
+        positions = self.positions.float() if torch.device(device).type == "mps" else self.positions  # no float64
+        tensors = (self.numbers, positions, self.first, self.second, self.molecules)
+        return Graph(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.molecule_count)
+
+    def pin(self) -> Graph:
+        """Return the same graph in page-locked memory."""
+        tensors = (self.numbers, self.positions, self.first, self.second, self.molecules)
+        return Graph(*(tensor.pin_memory() for tensor in tensors), self.molecule_count)
 
     @property
     def edges(self) -> Tensor:
-        """x_i - x_j in Å [E, 3]."""
-        return self.positions[self.receivers] - self.positions[self.senders]
+        """x_i - x_j in Å [P, 3]."""
+        return self.positions[self.first] - self.positions[self.second]
 
     @property
     def distances(self) -> Tensor:
-        """|x_i - x_j| in Å [E]."""
+        """|x_i - x_j| in Å [P]."""
         norms: Tensor = torch.linalg.vector_norm(self.edges, dim=1)
         return norms
 
     @property
     def squared_distances(self) -> Tensor:
-        """|x_i - x_j|^2 in Å^2 [E]."""
+        """|x_i - x_j|^2 in Å^2 [P]."""
         return self.edges.square().sum(dim=1)
 
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
         """Return what `EGNN.forward` takes."""
-        return (self.numbers, self.positions, self.receivers, self.senders, self.molecules, self.molecule_count)
+        return (self.numbers, self.positions, self.first, self.second, self.molecules, self.molecule_count)
 
 
 def build_graph(
@@ -92,15 +92,15 @@ def build_graph(
     small = sizes <= _DENSE_ATOMS
     found = [_dense_pairs(positions, offsets[:-1][small], sizes[small], cutoff)]
     found += [_tree_pairs(positions, int(offsets[k]), int(sizes[k]), cutoff) for k in np.flatnonzero(~small)]
-    receivers, senders = np.concatenate(found, axis=1) if len(found) > 1 else found[0]
+    first, second = np.concatenate(found, axis=1) if len(found) > 1 else found[0]
     if len(found) > 1:
-        order = np.argsort(receivers, kind="stable")
-        receivers, senders = receivers[order], senders[order]
+        order = np.argsort(first, kind="stable")
+        first, second = first[order], second[order]
     return Graph(
         torch.from_numpy(np.asarray(numbers, dtype=np.int64)),
         torch.from_numpy(np.asarray(positions)),
-        torch.from_numpy(receivers),
-        torch.from_numpy(senders),
+        torch.from_numpy(first),
+        torch.from_numpy(second),
         torch.from_numpy(np.repeat(np.arange(len(sizes)), sizes)),
         len(sizes),
     )
@@ -109,7 +109,7 @@ def build_graph(
 def _dense_pairs(
     positions: NDArray[np.floating[Any]], starts: NDArray[np.int64], sizes: NDArray[np.int64], cutoff: float
 ) -> NDArray[np.int64]:
-    """Pairs within molecules of few atoms, by one padded block of all distances: [2, E], receivers ascending."""
+    """Pairs within molecules of few atoms, by one padded block of all distances: [2, P], the first ascending."""
     if len(sizes) == 0:
         return np.zeros((2, 0), dtype=np.int64)
     slots = np.arange(sizes.max())
@@ -119,20 +119,18 @@ def _dense_pairs(
     squares = np.zeros(block.shape[:2] + block.shape[1:2], dtype=block.dtype)
     for axis in range(3):
         squares += np.square(block[:, :, None, axis] - block[:, None, :, axis])
-    close = (squares < cutoff * cutoff) & present[:, :, None] & present[:, None, :]
-    close[:, slots, slots] = False
-    molecule, receiver, sender = np.nonzero(close)
-    return np.stack([starts[molecule] + receiver, starts[molecule] + sender])
+    close = (squares < cutoff * cutoff) & present[:, :, None] & present[:, None, :] & (slots[:, None] < slots)
+    molecule, first, second = np.nonzero(close)
+    return np.stack([starts[molecule] + first, starts[molecule] + second])
 
 
 def _tree_pairs(positions: NDArray[np.floating[Any]], start: int, size: int, cutoff: float) -> NDArray[np.int64]:
-    """Pairs within one large molecule: [2, E], receivers ascending."""
+    """Pairs within one large molecule: [2, P], the first ascending."""
     from scipy.spatial import cKDTree
 
     points = positions[start : start + size]
-    pairs = cKDTree(points).query_pairs(cutoff, output_type="ndarray").astype(np.int64)
-    both = np.concatenate([pairs, pairs[:, ::-1]]).T + start
-    return both[:, np.lexsort((both[1], both[0]))]
+    pairs = cKDTree(points).query_pairs(cutoff, output_type="ndarray").astype(np.int64).T + start
+    return pairs[:, np.lexsort((pairs[1], pairs[0]))]
 
 
 def concatenate(
@@ -160,11 +158,13 @@ def to_pyg(molecule: Molecule, cutoff: float, y: NDArray[np.float64] | None = No
 
     offsets = np.array([0, len(molecule.numbers)], dtype=np.int64)
     graph = build_graph(molecule.numbers, molecule.positions, offsets, cutoff)
+    receivers, senders = torch.cat([graph.first, graph.second]), torch.cat([graph.second, graph.first])
+    order = torch.argsort(receivers * len(molecule.numbers) + senders)
     data = Data(
         z=graph.numbers,
         pos=torch.from_numpy(molecule.positions.copy()),
-        edge_index=torch.stack([graph.senders, graph.receivers]),
-        edge_attr=graph.distances[:, None].float(),
+        edge_index=torch.stack([senders[order], receivers[order]]),
+        edge_attr=graph.distances.repeat(2)[order, None].float(),
     )
     if y is not None:
         data.y = torch.as_tensor(y, dtype=torch.float64)[None]

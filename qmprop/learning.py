@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,20 +16,41 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim import Muon
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.flop_counter import FlopCounterMode
 
 from qmprop.baseline import Baseline, center, compose
 from qmprop.config import TrainConfig
 from qmprop.datasets import Dataset as Molecules
-from qmprop.egnn import EGNN, LATENTS
+from qmprop.egnn import EGNN, LATENTS, sum_atoms
 from qmprop.errors import TrainingError
 from qmprop.evaluation import measure
+from qmprop.geometries import Geometries
 from qmprop.graph import Graph, build_graph
 from qmprop.model import Model
+from qmprop.targets import BOHR_ANGSTROM
 
 #: Molecules that make it worth a thread's while.
 _PART_SIZE: Final = 8
-_HOMO, _LUMO, _U0 = (LATENTS.index(key) for key in ("homo", "lumo", "u0"))
+#: Learning rate of what AdamW trains, in that of the matrices.
+_REST_RATE: Final = 1 / 3
+#: Rows and columns that make a matrix worth Muon's while.
+_MATRIX_SIZE: Final = 16
+#: Distances in Å below which an atom that is not where it should be matters less and less.
+_TOLERANCE: Final = 0.005
+#: Muon optimizers that the matrices are dealt out to; a checkpoint holds the state of each.
+_MUONS: Final = 2
+#: Batches that wait for a GPU, and steps after which it tells its loss, for which it has to be waited for.
+_STEPS_AHEAD: Final = 4
+_STEPS_BETWEEN_REPORTS: Final = 50
+#: How long the device's peak is measured.
+_PEAK_SECONDS: Final = 0.3
+_HOMO, _LUMO, _R2, _U0 = (LATENTS.index(key) for key in ("homo", "lumo", "r2", "u0"))
+
+
+#: Graph, labels and DFT positions of a batch.
+Prepared = tuple[Graph, Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +62,9 @@ class EpochResult:
         epochs: Of the whole run.
         loss: Mean training loss.
         mae: Validation MAE of the averaged weights, property key to value in its evaluation unit.
+        mmff_mae: The same from force-field geometries; empty where there are none.
         molecules_per_second: Of training, validation left out.
+        peak_share: Floating-point operations of the matrix products, over what the device can do at most.
         seconds: Of the epoch.
         seconds_left: Estimated for the rest of the run.
     """
@@ -48,7 +73,9 @@ class EpochResult:
     epochs: int
     loss: float
     mae: dict[str, float]
+    mmff_mae: dict[str, float]
     molecules_per_second: float
+    peak_share: float
     seconds: float
     seconds_left: float
 
@@ -78,6 +105,39 @@ class Batches(Sampler[NDArray[np.int64]]):
         return iter(np.array_split(order, len(self)))
 
 
+class Ahead:
+    """Batches made ready in threads a few steps ahead of a device that must not wait for them.
+
+    Args:
+        sampler: Batches of indices; the trainer tells it the epoch.
+        begin: Called at the start of an epoch.
+        prepare: Makes of a batch of indices what the step needs.
+        pool: Runs `prepare`.
+    """
+
+    def __init__(
+        self,
+        sampler: Batches,
+        begin: Callable[[], None],
+        prepare: Callable[[NDArray[np.int64]], Prepared],
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        self.sampler, self.begin, self.prepare, self.pool = sampler, begin, prepare, pool
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Prepared]:
+        self.begin()
+        waiting: deque[Future[Prepared]] = deque()
+        for batch in self.sampler:
+            waiting.append(self.pool.submit(self.prepare, batch))
+            if len(waiting) > _STEPS_AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 class Learner(pl.LightningModule):
     """The training step, the averaged weights and their validation.
 
@@ -85,23 +145,28 @@ class Learner(pl.LightningModule):
         config: The settings.
         molecules: All molecules; positions in Å, the twelve properties in default units.
         splits: Their split; "train" is learned from, "choose" validates.
+        geometries: Force-field geometries of the same molecules; None to learn from the DFT geometries alone.
         on_epoch: Called after every epoch.
         on_step: Called after every step with the steps done and to do, and the loss.
 
     Attributes:
         network: The network that is trained.
+        loss_weights: Weight of each output in the loss.
         averaged: The exponential moving average of its weights, which is validated and shipped.
         baseline: Fitted on the training molecules only.
         history: The finished epochs.
     """
+
+    loss_weights: Tensor
 
     def __init__(
         self,
         config: TrainConfig,
         molecules: Molecules,
         splits: dict[str, NDArray[np.int64]],
-        on_epoch: Callable[[EpochResult], None] | None,
-        on_step: Callable[[int, int, float], None] | None,
+        geometries: Geometries | None = None,
+        on_epoch: Callable[[EpochResult], None] | None = None,
+        on_step: Callable[[int, int, float], None] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -109,15 +174,22 @@ class Learner(pl.LightningModule):
         self.on_epoch_call, self.on_step_call = on_epoch, on_step
         self.training_set = molecules.select(splits["train"])
         self.validation_set = molecules.select(splits["choose"])
+        self.other_validation_set = None
         centered = center(self.training_set.numbers, self.training_set.positions, self.training_set.offsets)
         composition = compose(self.training_set.numbers, centered, self.training_set.offsets)
         self.positions = centered.astype(np.float32)
+        self.other_positions = self.positions
+        if geometries is not None:
+            others = dataclasses.replace(molecules, positions=geometries.positions)
+            learned = others.select(splits["train"])
+            self.other_positions = center(learned.numbers, learned.positions, learned.offsets).astype(np.float32)
+            self.other_validation_set = others.select(splits["choose"][geometries.found[splits["choose"]]])
         self.baseline = Baseline.fit(self.training_set.targets, composition)
         self.labels = torch.from_numpy(self.baseline.remove(self.training_set.targets, composition)).float()
         self.network = EGNN(config.model)
         self.network.scales.copy_(torch.from_numpy(self.baseline.scales))
         self.averaged = copy.deepcopy(self.network).requires_grad_(False)
-        self.loss_weights = torch.ones(len(LATENTS))
+        self.register_buffer("loss_weights", torch.ones(len(LATENTS)), persistent=False)
         self.loss_weights[_U0] = config.energy_weight
         self.batches = Batches(len(self.training_set), config.batch_size, config.seed)
         self.threads = torch.get_num_threads()
@@ -125,60 +197,105 @@ class Learner(pl.LightningModule):
         self.history: list[EpochResult] = []
         self.losses: list[Tensor] = []
         self.started = 0.0
+        self.operations = self.peak = 0.0
+
+    def start_from(self, network: EGNN) -> None:
+        """Start from the weights of a network of the same shape; the baseline stays the one of this run."""
+        for own in (self.network, self.averaged):
+            own.load_state_dict(network.state_dict() | {"scales": own.scales})
 
     @property
     def last(self) -> EpochResult | None:
         """The last finished epoch."""
         return self.history[-1] if self.history else None
 
-    def train_dataloader(self) -> DataLoader[NDArray[np.int64]]:
-        """Index batches only: graphs are built in the threads of the step."""
-        return DataLoader(_Indices(), batch_size=None, sampler=self.batches, collate_fn=_keep)
+    def train_dataloader(self) -> DataLoader[NDArray[np.int64]] | Ahead:
+        """Index batches on a CPU, where graphs are built in the threads of the step; whole batches ahead elsewhere."""
+        if self.device.type == "cpu":
+            return DataLoader(_Indices(), batch_size=None, sampler=self.batches, collate_fn=_keep)
+        return Ahead(self.batches, self._draw_geometries, self._prepare, self.pool)
 
-    def configure_optimizers(self) -> Any:
-        """AdamW under linear warm-up and a cosine that reaches zero with the last step."""
-        config, steps = self.config, len(self.batches) * self.config.epochs
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True
-        )
-        warmup = min(config.warmup_steps, steps // 20)
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_index: int) -> Any:
+        """Leave batches as they are: the step moves what it needs."""
+        return batch
 
-        def factor(step: int) -> float:
-            rise = min(1.0, (step + 1) / (warmup + 1))
-            return rise * 0.5 * (1.0 + float(np.cos(np.pi * min(step, steps) / steps)))
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """Muon for the matrices between hidden features, shared out over the threads, and AdamW for the rest.
 
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        Muon makes each step of a matrix orthogonal (Jordan et al. 2024); its rates are scaled to match AdamW's.
+        """
+        config = self.config
+        matrices = [
+            parameter
+            for name, parameter in self.network.named_parameters()
+            if parameter.ndim == 2 and min(parameter.shape) >= _MATRIX_SIZE and not name.startswith("embedding")
+        ]
+        known = {id(matrix) for matrix in matrices}
+        rest = [parameter for parameter in self.network.parameters() if id(parameter) not in known]
+        matrices.sort(key=torch.numel, reverse=True)
+        shares = [share for first in range(_MUONS) if (share := matrices[first::_MUONS])]
+        decay = config.weight_decay
+        muons = [Muon(share, config.lr, decay, adjust_lr_fn="match_rms_adamw") for share in shares]
+        return [torch.optim.AdamW(rest, config.lr * _REST_RATE, weight_decay=decay, fused=True), *muons]
+
+    def _rate(self, step: int) -> float:
+        """Return the learning rate of a step: linear warm-up, then a cosine that reaches zero with the last step."""
+        steps = len(self.batches) * self.config.epochs
+        warmup = min(self.config.warmup_steps, steps // 20)
+        rise = min(1.0, (step + 1) / (warmup + 1))
+        return self.config.lr * rise * 0.5 * (1.0 + float(np.cos(np.pi * min(step, steps) / steps)))
 
     def on_train_epoch_start(self) -> None:
         """Start the clock."""
+        if self.peak == 0.0:
+            self._measure_peak()
         self.losses, self.started = [], time.monotonic()
         if self.device.type == "cpu":
+            self._draw_geometries()
             torch.set_num_threads(1)  # the parts of a batch have the cores
+        elif self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32
 
-    def training_step(self, batch: NDArray[np.int64], batch_index: int) -> None:
-        """Sum the gradients of the parts of a batch, clip, step, average."""
+    def training_step(self, batch: NDArray[np.int64] | Prepared, batch_index: int) -> None:
+        """Find the gradients, clip, step, average."""
+        loss, gradients = self._differentiate(batch) if isinstance(batch, tuple) else self._gather(batch)
+        parameters = list(self.network.parameters())
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        torch.nn.utils.clip_grad_norm_(parameters, self.config.clip, foreach=True)
+        self._step()
+        decay = min(self.config.ema_decay, (1 + self.global_step) / (10 + self.global_step))
+        torch._foreach_lerp_(list(self.averaged.parameters()), [p.detach() for p in parameters], 1.0 - decay)
+        self.losses.append(loss)
+        report = self.device.type == "cpu" or self.global_step % _STEPS_BETWEEN_REPORTS == 0
+        if self.on_step_call is not None and report:
+            self.on_step_call(self.global_step, len(self.batches) * self.config.epochs, float(loss))
+
+    def _gather(self, batch: NDArray[np.int64]) -> tuple[Tensor, list[Tensor]]:
+        """Return loss and gradients of a batch whose parts go to one thread each."""
         parts = np.array_split(batch, min(self.workers, -(-len(batch) // _PART_SIZE)))
         results = list((self.pool.map if len(parts) > 1 else map)(self._gradients, parts))
         shares = [len(part) / len(batch) for part in parts]
         loss = torch.stack([result[0] * share for result, share in zip(results, shares, strict=True)]).sum()
-        if self.device.type == "cpu" and not torch.isfinite(loss):
+        if not torch.isfinite(loss):
             self._stop(parts, [result[0] for result in results])
-        parameters = list(self.network.parameters())
         gradients = list(results[0][1])
         torch._foreach_mul_(gradients, shares[0])
         for result, share in zip(results[1:], shares[1:], strict=True):
             torch._foreach_add_(gradients, list(result[1]), alpha=share)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        torch.nn.utils.clip_grad_norm_(parameters, self.config.clip, foreach=True)
-        self.optimizers().step()
-        self.lr_schedulers().step()
-        decay = min(self.config.ema_decay, (1 + self.global_step) / (10 + self.global_step))
-        torch._foreach_lerp_(list(self.averaged.parameters()), [p.detach() for p in parameters], 1.0 - decay)
-        self.losses.append(loss.detach())
-        if self.on_step_call is not None:
-            self.on_step_call(self.global_step, len(self.batches) * self.config.epochs, float(loss))
+        return loss, gradients
+
+    def _step(self) -> None:
+        """Let every optimizer do its part, each in its own thread."""
+        optimizers = self.optimizers()
+        rest, *muons = optimizers if isinstance(optimizers, list) else [optimizers]
+        rate = self._rate(self.global_step)
+        for optimizer in (rest, *muons):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * _REST_RATE if optimizer is rest else rate
+        for _ in (self.pool.map if self.workers > 1 else map)(lambda muon: muon.optimizer.step(), muons):
+            pass
+        rest.step()  # the one that the trainer counts
 
     @property
     def workers(self) -> int:
@@ -192,62 +309,107 @@ class Learner(pl.LightningModule):
         if not np.isfinite(loss):
             raise TrainingError(f"the loss is {loss} in epoch {self.current_epoch + 1}", "Try a smaller --lr.")
         torch.set_num_threads(self.threads)
-        mae = self._validate()
-        if not np.isfinite(list(mae.values())).all():
+        mae = self._validate(self.validation_set)
+        mmff_mae = self._validate(self.other_validation_set) if self.other_validation_set is not None else {}
+        if not np.isfinite([*mae.values(), *mmff_mae.values()]).all():
             raise TrainingError(f"the weights are not finite in epoch {self.current_epoch + 1}", "Try a smaller --lr.")
         total = time.monotonic() - self.started
         rate = len(self.training_set) / seconds
+        share = rate * self.operations / self.peak
         epoch = self.current_epoch + 1
         left = total * (self.config.epochs - epoch)
-        result = EpochResult(epoch, self.config.epochs, loss, mae, rate, total, left)
+        result = EpochResult(epoch, self.config.epochs, loss, mae, mmff_mae, rate, share, total, left)
         self.history.append(result)
-        logged = {"loss": loss, "lr": self.lr_schedulers().get_last_lr()[0], "molecules_per_second": rate}
-        self.log_dict(logged | {f"valid_{key}": value for key, value in mae.items()})
+        logged = {"loss": loss, "lr": self._rate(self.global_step)}
+        logged |= {"molecules_per_second": rate, "peak_share": share}
+        logged |= {f"valid_{key}": value for key, value in mae.items()}
+        self.log_dict(logged | {f"mmff_{key}": value for key, value in mmff_mae.items()})
         if self.on_epoch_call is not None:
             self.on_epoch_call(result)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the finished epochs with the weights."""
-        checkpoint["history"] = [
-            [r.epoch, r.epochs, r.loss, r.mae, r.molecules_per_second, r.seconds, r.seconds_left] for r in self.history
-        ]
+        checkpoint["history"] = [[r.epoch, r.epochs, r.loss, r.mae, *dataclasses.astuple(r)[4:]] for r in self.history]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Bring the finished epochs back."""
         self.history = [EpochResult(*row) for row in checkpoint["history"]]
         self.batches.set_epoch(len(self.history))  # the trainer draws the first order before it tells the epoch
 
+    def _measure_peak(self) -> None:
+        """Count the operations of the matrix products, both ways, per molecule, and measure those per second."""
+        batch = np.arange(min(len(self.training_set), _PART_SIZE * 4))
+        self._draw_geometries()
+        with FlopCounterMode(display=False) as counter:
+            self._gradients(batch)
+        self.operations = counter.get_total_flops() / len(batch)
+        threads = self.threads if self.device.type == "cpu" else 1
+        self.peak = sum(self.pool.map(_measure_matmul, [self.device] * threads))
+
     def _gradients(self, batch: NDArray[np.int64]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        graph, labels = self._look_up(batch)
-        loss = self._loss(self.network(*graph.arguments()), labels)
+        return self._differentiate(self._look_up(batch))
+
+    def _differentiate(self, prepared: Prepared) -> tuple[Tensor, tuple[Tensor, ...]]:
+        graph, labels, minima = prepared
+        labels, minima = (target.to(self.device, non_blocking=True) for target in (labels, minima))
+        loss = self._loss(graph.to(self.device), labels, minima)
         return loss.detach(), torch.autograd.grad(loss, list(self.network.parameters()))
 
-    def _look_up(self, batch: NDArray[np.int64]) -> tuple[Graph, Tensor]:
-        """Return graph and labels of the training molecules at these positions."""
+    def _prepare(self, batch: NDArray[np.int64]) -> Prepared:
+        """Look up a batch, in memory from which a GPU can fetch it by itself."""
+        graph, labels, minima = self._look_up(batch)
+        pinned = self.device.type == "cuda"
+        return (graph.pin(), labels.pin_memory(), minima.pin_memory()) if pinned else (graph, labels, minima)
+
+    def _draw_geometries(self) -> None:
+        """Choose the geometry of every molecule for this epoch: DFT's, the force field's, or a jittered one between."""
+        rng = np.random.default_rng([self.config.seed, self.batches.epoch, 1])
+        count = len(self.training_set)
+        choice = rng.random(count, dtype=np.float32)
+        share = self.config.force_field_share
+        steps = np.where(choice < share, np.float32(1.0), np.float32(0.0))
+        between = choice < share / 3.0
+        steps[between] = rng.random(int(between.sum()), dtype=np.float32) * 1.2
+        sizes = np.diff(self.training_set.offsets)
+        factors = np.repeat(steps, sizes)[:, None]
+        inputs = self.positions + factors * (self.other_positions - self.positions)
+        jittered = np.repeat(between, sizes)
+        inputs[jittered] += self.config.jitter * rng.standard_normal((int(jittered.sum()), 3), dtype=np.float32)
+        self.inputs = inputs
+
+    def _look_up(self, batch: NDArray[np.int64]) -> Prepared:
+        """Return graph, labels and DFT positions of the training molecules at these positions."""
         starts, ends = self.training_set.offsets[batch], self.training_set.offsets[batch + 1]
         offsets = np.concatenate([[0], np.cumsum(ends - starts)])
         atoms = np.repeat(starts - offsets[:-1], ends - starts) + np.arange(offsets[-1])
-        graph = build_graph(self.training_set.numbers[atoms], self.positions[atoms], offsets, self.config.model.cutoff)
-        return graph.to(self.device), self.labels[torch.from_numpy(batch)].to(self.device)
+        graph = build_graph(self.training_set.numbers[atoms], self.inputs[atoms], offsets, self.config.model.cutoff)
+        return graph, self.labels[torch.from_numpy(batch)], torch.from_numpy(self.positions[atoms])
 
-    def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
-        """Weighted mean of the absolute errors of the normalized outputs and of the gap."""
+    def _loss(self, graph: Graph, labels: Tensor, minima: Tensor) -> Tensor:
+        """Weighted mean of the absolute errors of the normalized outputs and of the gap, and the distance to DFT."""
+        outputs, refined = self.network(*graph.arguments())
         scales = self.network.scales
         errors = outputs - labels
+        moments = graph.numbers * (refined.detach().square() - minima.square()).sum(dim=1) / BOHR_ANGSTROM**2
+        surplus = sum_atoms(moments, graph.molecules, graph.molecule_count) / scales[_R2]
+        errors[:, _R2] += surplus
         gaps = (errors[:, _LUMO] * scales[_LUMO] - errors[:, _HOMO] * scales[_HOMO]) / scales[_LUMO]
-        weights = self.loss_weights.to(errors.device)
-        return ((errors.abs() @ weights).mean() + gaps.abs().mean()) / (weights.sum() + 1.0)
+        total = (errors.abs() @ self.loss_weights).mean() + gaps.abs().mean()
+        loss: Tensor = total / (self.loss_weights.sum() + 1.0)
+        if self.config.model.refine_layers:
+            loss = loss + self.config.shift_weight * _misplacement(refined, minima, graph.first, graph.second)
+        return loss
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self, molecules: Molecules) -> dict[str, float]:
         model = Model(copy.deepcopy(self.averaged), self.baseline, device=self.device)
-        return {key: errors.mae for key, errors in measure(model, self.validation_set).items()}
+        return {key: errors.mae for key, errors in measure(model, molecules).items()}
 
     def _stop(self, parts: list[NDArray[np.int64]], losses: list[Tensor]) -> None:
         """Name the molecules of a batch whose loss is not finite."""
         bad = np.concatenate([part for part, loss in zip(parts, losses, strict=True) if not torch.isfinite(loss)])
-        graph, labels = self._look_up(bad)
+        graph, labels, _ = self._look_up(bad)
         with torch.no_grad():
-            finite = torch.isfinite(self.network(*graph.arguments()) - labels).all(dim=1).cpu().numpy()
+            finite = torch.isfinite(self.network(*graph.arguments())[0] - labels).all(dim=1).cpu().numpy()
         ids = self.training_set.ids[bad if finite.all() else bad[~finite]]
         names = ", ".join(map(str, ids[:10])) + (", ..." if len(ids) > 10 else "")
         raise TrainingError(
@@ -256,9 +418,40 @@ class Learner(pl.LightningModule):
         )
 
 
+def _misplacement(refined: Tensor, minima: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Return how far atoms are from where they should be plus how wrong the distances of neighbors are, in Å.
+
+    The distances are what the layers after the refinement read; they do not see how far a turn about a bond in the
+    middle moves the ends.
+    """
+    moves = _soften((refined - minima).square().sum(dim=1)).mean()
+    found, wanted = (
+        torch.linalg.vector_norm(x.index_select(0, first) - x.index_select(0, second), dim=1) for x in (refined, minima)
+    )
+    return moves + _soften((found - wanted).square()).mean()
+
+
+def _soften(squares: Tensor) -> Tensor:
+    """Return square roots that are quadratic below `_TOLERANCE`."""
+    return (squares + _TOLERANCE**2).sqrt() - _TOLERANCE
+
+
 def _keep(batch: Any) -> Any:
     """Leave a batch of indices as it is, where the loader would make a tensor of it."""
     return batch
+
+
+def _measure_matmul(device: torch.device) -> float:
+    """Return the operations per second of large matrix products in one thread."""
+    size = 1024 if device.type == "cpu" else 8192
+    matrix = torch.randn(size, size, device=device)
+    count, started = -2, 0.0  # the first ones warm up
+    while count < 1 or time.monotonic() - started < _PEAK_SECONDS:
+        if count == 0:
+            started = time.monotonic()
+        float((matrix @ matrix)[0, 0])  # which waits for the device
+        count += 1
+    return 2.0 * size**3 * count / (time.monotonic() - started)
 
 
 def _prepare_thread() -> None:

@@ -122,19 +122,18 @@ class Model:
         graph = build_graph(numbers, center(numbers, positions, offsets), offsets, self.config.cutoff)
         graph = graph.to(self.device)
         with torch.inference_mode():
-            _, _, h, _ = self.network.encode(graph.numbers, graph.positions, graph.receivers, graph.senders)
+            h = self.network.encode(*graph.arguments()).h
             sums = sum_atoms(h, graph.molecules, graph.molecule_count)
         return np.asarray(sums.cpu().numpy() / np.diff(offsets)[:, None], dtype=np.float32)
 
     def _predict_batch(
         self, numbers: NDArray[Any], positions: NDArray[Any], offsets: NDArray[np.int64]
     ) -> tuple[Array, Composition]:
-        centered = center(numbers, positions, offsets)
-        composition = compose(numbers, centered, offsets)
-        graph = build_graph(numbers, centered, offsets, self.config.cutoff).to(self.device)
+        graph = build_graph(numbers, center(numbers, positions, offsets), offsets, self.config.cutoff)
         with torch.inference_mode():
-            outputs = self.network(*graph.arguments()).cpu().double().numpy()
-        return self.baseline.restore(outputs, composition), composition
+            outputs, refined = self.network(*graph.to(self.device).arguments())
+        composition = compose(numbers, refined.cpu().double().numpy(), offsets)
+        return self.baseline.restore(outputs.cpu().double().numpy(), composition), composition
 
 
 def load_model(name_or_path: str | Path = BUNDLED, *, device: str = "auto") -> Model:
@@ -275,9 +274,13 @@ def _digest(architecture: str, tensors: Mapping[str, Tensor]) -> str:
 
 def _assemble(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -> tuple[EGNN, Baseline]:
     """Put tensors into a network and a baseline; every name, shape and number has to be right."""
-    layers = len({key.split(".")[2] for key in tensors if key.startswith("network.layers.")})
-    if layers != config.layers:  # before a network is built that may be far larger than the file
-        raise _damaged(path, f"it has {layers} layers where its architecture says {config.layers}")
+    for part, name, wanted in (
+        ("layers", "layers", config.layers),
+        ("refiner", "refining layers", config.refine_layers),
+    ):
+        count = len({key.split(".")[2] for key in tensors if key.startswith(f"network.{part}.")})
+        if count != wanted:  # before a network is built that may be far larger than the file
+            raise _damaged(path, f"it has {count} {name} where its architecture says {wanted}")
     with torch.device("meta"):
         network = EGNN(config)
     expected = {f"network.{key}": (value.shape, value.dtype) for key, value in network.state_dict().items()}

@@ -103,6 +103,9 @@ ATOMIZATION_KEYS: Final = tuple(target.key for target in _ALL if target.total is
 #: Elements QM9 covers, by atomic number.
 ELEMENTS: Final[Mapping[int, str]] = {1: "H", 6: "C", 7: "N", 8: "O", 9: "F"}
 
+#: Standard atomic weights in u, by atomic number.
+ATOMIC_MASSES: Final[Mapping[int, float]] = {1: 1.008, 6: 12.011, 7: 14.007, 8: 15.999, 9: 18.998}
+
 #: Energies of the free atoms at B3LYP/6-31G(2df,p) in Hartree, from QM9's `atomref.txt`.
 ATOM_ENERGIES_HARTREE: Final[Mapping[str, Mapping[int, float]]] = {
     "u0": {1: -0.500273, 6: -37.846772, 7: -54.583861, 8: -75.064579, 9: -99.718730},

@@ -25,9 +25,10 @@ from qmprop.config import TrainConfig
 from qmprop.datasets import Dataset as Molecules
 from qmprop.errors import ConfigError, DataError, OutputError, TrainingError
 from qmprop.evaluation import measure
+from qmprop.geometries import Geometries, load_geometries
 from qmprop.learning import EpochResult, Learner
-from qmprop.model import Model, choose_device, save_model
-from qmprop.qm9 import load_data, split_data
+from qmprop.model import Model, choose_device, load_model, save_model
+from qmprop.qm9 import QM9_SIZE, load_data, split_data
 from qmprop.targets import DEFAULT_KEYS, TARGETS
 
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -70,7 +71,9 @@ def train(
         on_load: Called while QM9 is parsed with the molecules done and to do.
 
     Raises:
-        ConfigError: `resume` with a configuration or data other than the run's, or a folder that holds no run.
+        ConfigError: `resume` with a configuration or data other than the run's, or a folder that holds no run; or
+            weights to start from whose network has another shape.
+        WeightsError: The weights to start from cannot be used.
         DataError: The data cannot be read or have too few molecules.
         TrainingError: The loss is not finite.
         OutputError: The run folder cannot be written, or holds a run already.
@@ -80,9 +83,12 @@ def train(
     folder = Path(out_dir)
     molecules = load_data(data, progress=on_load)
     splits = _limited_splits(molecules, config)
+    start = _load_start(config)
     _open_folder(folder, config, molecules, splits, resume)
     pl.seed_everything(config.seed, workers=False, verbose=False)
-    module = Learner(config, molecules, splits, on_epoch, on_step)
+    module = Learner(config, molecules, splits, _load_minima(config, molecules, splits, on_load), on_epoch, on_step)
+    if start is not None:
+        module.start_from(start.network)
     _run(module, folder, chosen, resume)
     if module.last is None:
         raise TrainingError(f"the run in {folder} has no finished epoch", f"Continue with --resume {folder}.")
@@ -94,6 +100,33 @@ def train(
         metadata["test_mae"] = {key: _shorten(error.mae) for key, error in errors.items()}
     save_model(weights, module.averaged, module.baseline, metadata)
     return TrainResult(folder, weights, module.last)
+
+
+def _load_start(config: TrainConfig) -> Model | None:
+    """Return the weights to start from, whose network must have the configured shape."""
+    if config.start is None:
+        return None
+    model = load_model(config.start, device="cpu")
+    if model.config != config.model:
+        raise ConfigError(
+            f"the network of {config.start} has another shape than the one to train",
+            "Start from weights of the same [model] settings.",
+        )
+    return model
+
+
+def _load_minima(
+    config: TrainConfig,
+    molecules: Molecules,
+    splits: dict[str, NDArray[np.int64]],
+    on_load: Callable[[int, int], None] | None,
+) -> Geometries | None:
+    """Return the force-field geometries of the molecules to learn from; only those of the whole of QM9 are known."""
+    if molecules.name != "qm9" or len(molecules) != QM9_SIZE or config.force_field_share == 0.0:
+        return None
+    return load_geometries(
+        "mmff", molecules, rows=np.concatenate([splits["train"], splits["choose"]]), progress=on_load
+    )
 
 
 def _run(module: Learner, folder: Path, device: torch.device, resume: bool) -> None:

@@ -21,7 +21,8 @@ from qmprop.molecule import Molecule
 QM9_20 = Path(__file__).parent / "data" / "qm9_20.extxyz"
 #: A network that is quick to build and to run.
 TINY = ModelConfig(
-    node_width=32, message_width=16, layers=2, radial=8, vectors=4, invariants=4, flows=4, heads=4, cutoff=5.0
+    **{"node_width": 32, "message_width": 16, "refine_layers": 1, "layers": 2, "cutoff": 5.0, "radial": 8},
+    **{"vectors": 4, "invariants": 4, "flows": 4, "heads": 4},
 )
 #: Standard deviation of every property over QM9, default units; of an energy without its free atoms.
 SPREAD = {
@@ -45,14 +46,18 @@ def find_formula(formula: str) -> Molecule:
 
 
 def make_network(config: ModelConfig = TINY, *, seed: int = 0) -> EGNN:
-    """Return a network with random weights, none of which is small or zero."""
+    """Return a network with random weights, none of which is small or zero; it moves atoms by about 0.1 Å."""
     torch.manual_seed(seed)
     network = EGNN(config).eval()
     with torch.no_grad():
-        for parameter in network.layers.parameters():
+        for parameter in (*network.refiner.parameters(), *network.layers.parameters()):
             parameter.mul_(1.3)  # so that distant neighbors are felt as they are after training
         for parameter in (network.potentials.weight, network.polarization.weight):
-            parameter.mul_(0.3)  # dipole moments of a few debye
+            parameter.mul_(5.0)  # dipole moments of a few debye
+        if config.refine_layers:
+            torch.nn.init.normal_(network.shift.weight, std=0.16 * config.node_width**-0.5)
+            torch.nn.init.normal_(network.shift.bias, std=0.04)
+            torch.nn.init.normal_(network.unrest.weight, std=config.node_width**-0.5)
         for head in (network.sums, network.orbitals[-1]):
             torch.nn.init.normal_(head.weight, std=config.node_width**-0.5)
             torch.nn.init.normal_(head.bias, std=0.1)

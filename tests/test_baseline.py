@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
-from samples import SPREAD, random_rotation, read_dataset
+from samples import SPREAD, alkane, random_rotation, read_dataset
 
 from qmprop.baseline import Baseline, Composition, atomization, center, compose
 from qmprop.datasets import Dataset
 from qmprop.egnn import LATENTS
+from qmprop.graph import concatenate
 from qmprop.qm9 import split_qm9
 from qmprop.targets import BOHR_ANGSTROM, DEFAULT_KEYS, HARTREE_EV, RT_EV, TARGETS
 
@@ -50,7 +51,7 @@ def test_composition_alone_predicts_qm9_as_well_as_is_known(parts: tuple[Dataset
     predicted = fitted.restore(np.zeros((len(test), len(LATENTS))), find_composition(test))
     mae = split(np.abs(predicted - test.targets).mean(axis=0)[None])
     known = {
-        **{"alpha": 2.21, "homo": 0.413, "lumo": 0.762, "gap": 0.811, "zpve": 0.0384, "cv": 1.75},
+        **{"alpha": 2.21, "homo": 0.408, "lumo": 0.766, "gap": 0.843, "zpve": 0.0384, "cv": 1.75},
         **{"u0": 0.861, "u": 0.859, "h": 0.859, "g": 0.866},
     }
     for key, value in known.items():
@@ -120,6 +121,26 @@ def test_linear_functions_add_up() -> None:
     once, double = split(BASELINE.restore(zeros, COMPOSITION)), split(BASELINE.restore(zeros, twice))
     for key in ("alpha", "r2", "zpve", "u0"):
         np.testing.assert_allclose(double[key], 2 * once[key], rtol=1e-12, err_msg=key)
+
+    for key in ("homo", "lumo", "gap"):
+        np.testing.assert_allclose(double[key], once[key], rtol=1e-12, err_msg=key)
+
+
+def test_orbital_energies_do_not_drift_with_the_length_of_a_chain(fitted: Baseline) -> None:
+    """QM9 ends at nine heavy atoms: a linear function of the counts would leave the range of orbital energies."""
+    numbers, positions, offsets = concatenate([alkane(carbons) for carbons in (9, 40, 1000)])
+    composition = compose(numbers, center(numbers, positions, offsets), offsets)
+    y = split(fitted.restore(np.zeros((3, len(LATENTS))), composition))
+    for key in ("homo", "lumo", "gap"):
+        nine, forty, thousand = y[key]
+        assert forty == pytest.approx(nine, abs=0.25), key  # eV; the share of hydrogen changes from 20/29 to 82/122
+        assert thousand == pytest.approx(forty, abs=0.1), key
+    assert y["u0"][1] < 4.0 * y["u0"][0]
+
+
+def test_shares_are_those_of_the_elements() -> None:
+    water = Composition(np.array([[2.0, 0.0, 0.0, 1.0, 0.0, 1.0], [4.0, 1.0, 0.0, 0.0, 0.0, 1.0]]), np.zeros(2))
+    np.testing.assert_allclose(water.shares, [[2 / 3, 0, 0, 1 / 3, 0, 0], [0.8, 0.2, 0, 0, 0, 0]])
 
 
 def test_a_property_that_never_varies_has_scale_one() -> None:

@@ -16,6 +16,7 @@ from qmprop.errors import ConfigError
 MODELS = st.builds(
     ModelConfig,
     node_width=st.sampled_from([8, 64, 192, 4096]),
+    refine_layers=st.integers(0, 4096),
     layers=st.integers(1, 4096),
     cutoff=st.floats(1.0, 50.0),
     radial=st.integers(2, 4096),
@@ -27,7 +28,11 @@ CONFIGS = st.builds(
     lr=st.floats(1e-300, 1e300),
     weight_decay=st.floats(0.0, 1.0, allow_subnormal=False),
     ema_decay=st.floats(0.0, 1.0, exclude_max=True, allow_subnormal=False),
+    shift_weight=st.floats(0.0, 1e6, allow_subnormal=False),
+    force_field_share=st.floats(0.0, 1.0, allow_subnormal=False),
+    jitter=st.floats(0.0, 1.0, allow_subnormal=False),
     limit=st.none() | st.integers(2, 10**6),
+    start=st.none() | st.text(min_size=1),
     model=MODELS,
 )
 
@@ -49,8 +54,8 @@ def test_a_file_may_name_a_few_settings_only(tmp_path: Path) -> None:
 def test_shipped_shape() -> None:
     """The bundled weights have this shape: a change of a default is a change of the network."""
     assert dataclasses.asdict(ModelConfig()) == {
-        **{"node_width": 192, "message_width": 64, "layers": 4, "cutoff": 5.0, "radial": 24},
-        **{"vectors": 8, "invariants": 16, "flows": 16, "heads": 8},
+        **{"node_width": 192, "message_width": 64, "refine_layers": 3, "layers": 3, "cutoff": 5.0},
+        **{"radial": 24, "vectors": 8, "invariants": 16, "flows": 16, "heads": 8},
     }
 
 
@@ -59,6 +64,7 @@ def test_shipped_shape() -> None:
     [
         *[("node_width", value) for value in (0, -8, 8192, 64.0, "64", True, None, 10**30)],
         *[("layers", value) for value in (0, 4097, 1.5)],
+        *[("refine_layers", value) for value in (-1, 4097, 1.5, True)],
         *[("cutoff", value) for value in (0.0, 0.99, 50.1, float("nan"), float("inf"), "5", None)],
         *[("heads", value) for value in (0, 7)],
         *[("radial", value) for value in (0, 1)],
@@ -79,9 +85,14 @@ def test_a_shape_that_is_not_allowed_is_refused_by_name(name: str, value: Any) -
         *[("lr", value) for value in (0.0, -1e-3, float("nan"), float("inf"), "1e-3", True)],
         *[("clip", value) for value in (0, float("nan"))],
         *[("weight_decay", value) for value in (-0.1, float("nan"))],
+        *[("energy_weight", value) for value in (0.0, "4")],
+        *[("shift_weight", value) for value in (-1.0, float("inf"))],
+        *[("force_field_share", value) for value in (-0.1, 1.1, float("nan"), "0.5", None, True)],
+        *[("jitter", value) for value in (-0.02, float("nan"), False)],
         *[("ema_decay", value) for value in (-0.1, 1.0, float("nan"), "0.9", None)],
         *[("limit", value) for value in (0, 1, 2.5, True)],
         *[("seed", value) for value in (-1, 0.5)],
+        *[("start", value) for value in ("", 3, True)],
     ],
 )
 def test_a_setting_that_is_not_allowed_is_refused_by_name(name: str, value: Any) -> None:
@@ -116,6 +127,13 @@ def test_a_file_that_cannot_be_read_is_refused_with_its_path(tmp_path: Path) -> 
     for path in (tmp_path / "absent.toml", tmp_path, binary):
         with pytest.raises(ConfigError, match=path.name):
             TrainConfig.from_toml(path)
+
+
+def test_what_may_be_switched_off_may_be_zero() -> None:
+    config = TrainConfig(
+        weight_decay=0, shift_weight=0, force_field_share=0, jitter=0, model=ModelConfig(refine_layers=0)
+    )
+    assert TrainConfig.from_dict(config.to_dict()) == config
 
 
 def test_settings_are_frozen() -> None:

@@ -15,17 +15,30 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from ase.data import atomic_masses
 from make_golden import GOLDEN, predict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from samples import SPREAD, TINY, alkane, find_formula, join, make_model, move, random_rotation, read_dataset
+from samples import (
+    SPREAD,
+    TINY,
+    alkane,
+    find_formula,
+    join,
+    make_graph,
+    make_model,
+    move,
+    random_rotation,
+    read_dataset,
+)
 from torch import Tensor
 
 from qmprop.config import ModelConfig
+from qmprop.egnn import LATENTS
 from qmprop.errors import DeviceError, OutputError, WeightsError
 from qmprop.model import Model, choose_device, find_weights, load_model, save_model
 from qmprop.molecule import Molecule
-from qmprop.targets import DEFAULT_KEYS, TARGETS
+from qmprop.targets import BOHR_ANGSTROM, DEFAULT_KEYS, TARGETS
 
 WATER = find_formula("H2O")
 
@@ -148,8 +161,17 @@ def test_tensors_have_to_be_exactly_the_networks(weights: Path) -> None:
             torch.inf
         ),
         "'baseline.coefficients' should be [10, 6]": lambda content: content.pop("baseline.coefficients"),
-        "3 layers where its architecture says 2": lambda content: content.update(
+        "it has 3 layers where its architecture says 2": lambda content: content.update(
             {key.replace(".1.", ".2."): value.clone() for key, value in content.items() if ".layers.1." in key}
+        ),
+        "it has 2 refining layers where its architecture says 1": lambda content: content.update(
+            {key.replace(".0.", ".1."): value.clone() for key, value in content.items() if ".refiner.0." in key}
+        ),
+        "it has 0 refining layers where its architecture says 1": lambda content: [
+            content.pop(key) for key in list(content) if ".refiner." in key
+        ],
+        "tensor 'network.shift.weight' should be [4, 32] torch.float32 but is nothing": lambda content: content.pop(
+            "network.shift.weight"
         ),
     }
     for problem, change in changes.items():
@@ -169,6 +191,9 @@ def test_tensors_have_to_be_exactly_the_networks(weights: Path) -> None:
         (architecture(unknown=3), "unknown"),
         (architecture(cutoff=float("nan")), "cutoff"),
         (architecture(layers=1), "2 layers where its architecture says 1"),
+        (architecture(refine_layers=2), "1 refining layers where its architecture says 2"),
+        (architecture(refine_layers=0), "1 refining layers where its architecture says 0"),
+        (architecture(refine_layers=-1), "refine_layers"),
         (architecture(node_width=64), "should be"),
         (architecture(node_width=2**40), "node_width"),
         (architecture(cutoff=TINY.cutoff - 0.1), "checksum"),
@@ -180,7 +205,8 @@ def test_metadata_has_to_describe_the_tensors(weights: Path, header: dict[str, s
 
 def test_an_absurd_architecture_is_refused_without_building_it(weights: Path) -> None:
     wide = architecture(layers=2, node_width=4096, message_width=4096, vectors=4096, invariants=4096, flows=4096)
-    for header in (wide, architecture(layers=4096, node_width=4096, message_width=4096)):
+    deep = [architecture(**{name: 4096}, node_width=4096, message_width=4096) for name in ("layers", "refine_layers")]
+    for header in (wide, *deep):
         before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
         refuse(rewrite(weights, header=header), "architecture says 4096" if header is not wide else "should be")
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
@@ -362,6 +388,23 @@ def test_arrays_and_molecules_give_the_same(model: Model, molecules: list[Molecu
     for key in DEFAULT_KEYS:
         spread = SPREAD.get(key) or SPREAD[f"{key}_atom"]
         np.testing.assert_allclose(found[key], np.tile(expected[key], 30), rtol=0.0, atol=1e-5 * spread, err_msg=key)
+
+
+def test_r2_has_the_nuclear_part_of_the_refined_geometry(model: Model, molecules: list[Molecule]) -> None:
+    found = model.predict(molecules)["r2"]
+    row = LATENTS.index("r2")
+    for molecule, value in zip(molecules, found, strict=True):
+        masses = atomic_masses[molecule.numbers][:, None]
+        centered = molecule.positions - (masses * molecule.positions).sum(axis=0) / masses.sum()
+        outputs, refined = model.network(*make_graph(Molecule(molecule.numbers, centered)).arguments())
+        counts = [np.sum(molecule.numbers == z) for z in (1, 6, 7, 8, 9)]
+        electrons = float(outputs[0, row]) * model.baseline.scales[row] + model.baseline.coefficients[row, :5] @ counts
+        nuclei, given = (
+            float(np.sum(molecule.numbers * np.square(positions / BOHR_ANGSTROM).sum(axis=1)))
+            for positions in (refined.numpy(), centered)
+        )
+        assert value == pytest.approx(max(electrons + nuclei, 0.0), abs=1.0, rel=1e-4), molecule.formula
+        assert len(molecule.numbers) < 4 or abs(nuclei - given) > 0.1, "the geometry does change"
 
 
 def test_a_molecule_larger_than_a_batch_is_a_batch_of_its_own(model: Model) -> None:

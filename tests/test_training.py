@@ -9,25 +9,30 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from samples import QM9_20, TINY, read_dataset
+from samples import QM9_20, TINY, make_graph, read_dataset
 
-from qmprop import datasets, learning, qm9
+from qmprop import datasets, learning, qm9, training
 from qmprop.baseline import Baseline, center, compose
 from qmprop.config import ModelConfig, TrainConfig
 from qmprop.datasets import Dataset
-from qmprop.errors import ConfigError, DataError, OutputError, TrainingError
-from qmprop.model import load_model
-from qmprop.targets import DEFAULT_KEYS
+from qmprop.egnn import LATENTS
+from qmprop.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
+from qmprop.evaluation import measure
+from qmprop.geometries import Geometries, minimize_dataset, rmsd, superpose
+from qmprop.model import Model, load_model
+from qmprop.molecule import Molecule
+from qmprop.targets import BOHR_ANGSTROM, DEFAULT_KEYS
 from qmprop.training import EpochResult, TrainResult, train
 
 #: Sixteen training molecules: four steps an epoch.
-CONFIG = TrainConfig(epochs=3, batch_size=4, warmup_steps=2, seed=5, model=TINY)
+CONFIG = TrainConfig(epochs=3, batch_size=4, lr=1e-3, warmup_steps=2, seed=5, model=TINY)
 STEPS = 4
 
 
@@ -73,6 +78,13 @@ def change_labels(path: Path, changes: dict[int, str]) -> Path:
     return path
 
 
+def perturb(dataset: Dataset, *, by: float = 0.1, seed: int = 0) -> Geometries:
+    """Return geometries with every coordinate moved at random, laid on those of the data set."""
+    noise = np.random.default_rng(seed).normal(scale=by, size=dataset.positions.shape)
+    moved = superpose(dataset.positions + noise, dataset.positions, dataset.offsets)
+    return Geometries("mmff", moved.astype(np.float32), np.ones(len(dataset), dtype=bool), {})
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An uninterrupted run."""
@@ -82,9 +94,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_network_learns_32_molecules_by_heart(full: Dataset, tmp_path: Path) -> None:
     dataset = full.select(np.arange(40))
     datasets.write_cache(dataset, tmp_path / "forty.cache")
-    shape = ModelConfig(node_width=64, message_width=32, layers=2, radial=16)
+    shape = ModelConfig(node_width=64, message_width=32, refine_layers=1, layers=2, radial=16)
     config = TrainConfig(
-        epochs=600, batch_size=8, lr=2e-3, warmup_steps=20, ema_decay=0.98, weight_decay=0.0, model=shape
+        **{"epochs": 160, "batch_size": 8, "lr": 5e-3, "warmup_steps": 20, "ema_decay": 0.98, "weight_decay": 0.0},
+        force_field_share=0.0,
+        model=shape,
     )
     result = train(config, data=tmp_path / "forty.cache", out_dir=tmp_path / "run", device="cpu")
 
@@ -118,7 +132,271 @@ def test_log_has_a_row_for_every_epoch(finished: Run) -> None:
         assert float(row["loss"]) == pytest.approx(epoch.loss, rel=1e-5)
         for key in DEFAULT_KEYS:
             assert float(row[f"valid_{key}"]) == pytest.approx(epoch.mae[key], rel=1e-5)
+        assert float(row["molecules_per_second"]) == pytest.approx(epoch.molecules_per_second, rel=1e-5)
+        assert float(row["peak_share"]) == pytest.approx(epoch.peak_share, rel=1e-5)
+        assert not [name for name in row if name.startswith("mmff_")], "there are no force-field geometries"
+        assert epoch.mmff_mae == {}
     assert float(rows[-1]["lr"]) == 0.0
+
+
+def test_share_of_the_devices_peak_is_a_share(finished: Run) -> None:
+    for epoch in finished.epochs:
+        assert 0.0 < epoch.peak_share < 1.5
+
+
+def test_both_geometries_are_validated_every_epoch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    dataset, split = read_dataset(), qm9.split_other(20)
+    geometries = minimize_dataset("mmff", dataset, processes=1)
+    split |= {"choose": np.concatenate([split["choose"], split["calibrate"], split["test"]])}
+    lost = split["choose"][-1]
+    geometries.found[lost] = False
+    monkeypatch.setattr(training, "split_data", lambda molecules: split)
+    monkeypatch.setattr(training, "_load_minima", lambda *arguments: geometries)
+    finished = run(tmp_path, dataclasses.replace(CONFIG, epochs=2))
+    for row, epoch in zip(read_log(tmp_path), finished.epochs, strict=True):
+        for key in DEFAULT_KEYS:
+            assert float(row[f"valid_{key}"]) == pytest.approx(epoch.mae[key], rel=1e-5)
+            assert float(row[f"mmff_{key}"]) == pytest.approx(epoch.mmff_mae[key], rel=1e-5)
+            assert epoch.mae[key] != epoch.mmff_mae[key]
+    moved = dataclasses.replace(dataset, positions=geometries.positions).select(split["choose"][:-1])
+    expected = measure(load_model(finished.result.weights, device="cpu"), moved)
+    for key, error in expected.items():
+        assert finished.epochs[-1].mmff_mae[key] == pytest.approx(error.mae, rel=1e-5), key
+
+
+def test_geometries_of_the_molecules_to_learn_from_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(training, "QM9_SIZE", 20)
+    monkeypatch.setattr(training, "load_geometries", lambda kind, molecules, **options: asked.append((kind, options)))
+    molecules, splits = dataclasses.replace(read_dataset(), name="qm9"), qm9.split_other(20)
+    training._load_minima(CONFIG, molecules, splits, None)
+    ((kind, options),) = asked
+    assert kind == "mmff"
+    assert sorted(options["rows"]) == sorted([*splits["train"], *splits["choose"]])
+    for config, other in (
+        (dataclasses.replace(CONFIG, force_field_share=0.0), molecules),
+        (CONFIG, molecules.select(slice(19))),
+        (CONFIG, read_dataset()),
+    ):
+        assert training._load_minima(config, other, splits, None) is None
+    assert len(asked) == 1
+
+
+def draw(*, epoch: int = 0, geometries: bool = True, threads: int = 1, **settings: object) -> learning.Learner:
+    """Return a learner with the geometries of an epoch drawn for 2,000 molecules."""
+    dataset = read_dataset()
+    dataset = dataclasses.replace(dataset, ids=np.arange(20)).select(np.tile(np.arange(20), 100))
+    known = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    module = learning.Learner(
+        dataclasses.replace(CONFIG, **settings),
+        dataset,
+        {"train": np.arange(2000), "choose": np.arange(20)},
+        perturb(dataset) if geometries else None,
+    )
+    torch.set_num_threads(known)
+    module.batches.set_epoch(epoch)
+    module._draw_geometries()
+    module.pool.shutdown()
+    return module
+
+
+def test_drawn_geometries_are_of_three_kinds() -> None:
+    """Half are DFT's, a third the force field's, a sixth on the line through both, which ends a fifth behind it."""
+    module = draw(jitter=0.0)
+    moves, lines = module.inputs - module.positions, module.other_positions - module.positions
+    starts = module.training_set.offsets[:-1]
+    lengths = np.add.reduceat(np.square(lines).sum(axis=1), starts)
+    steps = np.add.reduceat((moves * lines).sum(axis=1), starts) / lengths
+    rest = moves - np.repeat(steps, np.diff(module.training_set.offsets))[:, None] * lines
+    assert np.abs(rest).max() < 1e-5, "everything is on the line"
+    exact = np.add.reduceat(np.abs(moves).sum(axis=1), starts) == 0.0
+    force_field = np.abs(steps - 1.0) < 1e-5
+    between = steps[~exact & ~force_field]
+    assert exact.mean() == pytest.approx(1 / 2, abs=0.04)
+    assert force_field.mean() == pytest.approx(1 / 3, abs=0.04)
+    assert len(between) / 2000 == pytest.approx(1 / 6, abs=0.04)
+    assert between.min() > 0.0
+    assert 1.1 < between.max() < 1.2
+    assert between.mean() == pytest.approx(0.6, abs=0.07)
+
+
+def test_only_geometries_between_are_jittered() -> None:
+    plain, jittered = (draw(jitter=jitter) for jitter in (0.0, 0.05))
+    changes = jittered.inputs - plain.inputs
+    changed = np.add.reduceat(np.abs(changes).sum(axis=1), plain.training_set.offsets[:-1]) > 0.0
+    assert changed.mean() == pytest.approx(1 / 6, abs=0.04)
+    atoms = np.repeat(changed, np.diff(plain.training_set.offsets))
+    assert changes[atoms].std() == pytest.approx(0.05, rel=0.05)
+    assert abs(changes[atoms].mean()) < 2e-3
+    still = np.add.reduceat(np.abs(plain.inputs - plain.positions).sum(axis=1), plain.training_set.offsets[:-1]) == 0.0
+    assert not (still & changed).any(), "DFT geometries are exact"
+
+
+def test_share_of_force_field_geometries() -> None:
+    none = draw(force_field_share=0.0)
+    assert np.array_equal(none.inputs, none.positions)
+    everything = draw(force_field_share=1.0)
+    assert (np.abs(everything.inputs - everything.positions).max(axis=1) > 0.0).all()
+    alone = draw(geometries=False, jitter=0.0)
+    assert np.array_equal(alone.inputs, alone.positions)
+
+
+def test_the_draw_depends_on_seed_and_epoch_only() -> None:
+    first = draw(epoch=1).inputs
+    assert np.array_equal(draw(epoch=1, threads=3).inputs, first)
+    assert not np.array_equal(draw(epoch=2).inputs, first)
+    assert not np.array_equal(draw(epoch=1, seed=6).inputs, first)
+
+
+@pytest.mark.parametrize("refine_layers", [0, 1])
+def test_loss_of_r2_is_that_of_the_prediction(refine_layers: int) -> None:
+    """R2's nuclear part is that of the refined geometry, while the label's is that of DFT's."""
+    dataset, row = read_dataset(), LATENTS.index("r2")
+    config = dataclasses.replace(
+        CONFIG, shift_weight=0.0, force_field_share=1.0, model=dataclasses.replace(TINY, refine_layers=refine_layers)
+    )
+    module = learning.Learner(config, dataset, {"train": np.arange(20), "choose": np.arange(1)}, perturb(dataset))
+    module.pool.shutdown()
+    module.inputs = module.other_positions
+    module.loss_weights = torch.eye(len(LATENTS))[row]
+    graph, labels, minima = module._look_up(np.arange(20))
+    with torch.no_grad():
+        outputs, refined = module.network(*graph.arguments())
+        orbitals = [LATENTS.index("homo"), LATENTS.index("lumo")]
+        labels[:, orbitals] = outputs[:, orbitals]  # so that the gap is right
+        loss = 2.0 * float(module._loss(graph, labels, minima))
+    predicted = Model(module.network, module.baseline).predict_arrays(dataset.numbers, module.inputs, dataset.offsets)
+    errors = np.concatenate(list(predicted))[:, DEFAULT_KEYS.index("r2")] - dataset.targets[:, DEFAULT_KEYS.index("r2")]
+    assert loss == pytest.approx(np.abs(errors).mean() / module.baseline.scales[row], rel=1e-3)
+    plain = float((outputs - labels)[:, row].abs().mean())
+    assert abs(loss - plain) > 0.01 * plain, "the geometry matters"
+    if refine_layers == 0:
+        assert 2.0 * module._loss(graph, labels, refined).item() == pytest.approx(plain, rel=1e-5)
+
+
+def test_loss_of_r2_for_a_stretched_hydrogen_molecule() -> None:
+    """Nuclei 0.40 instead of 0.37 Å from the middle add 2 (0.40^2 - 0.37^2) Å^2 to R2."""
+    row = LATENTS.index("r2")
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(TINY, refine_layers=0))
+    module = learning.Learner(config, read_dataset(), qm9.split_other(20))
+    module.pool.shutdown()
+    given, minima = (np.array([[x, 0.0, 0.0], [-x, 0.0, 0.0]]) for x in (0.40, 0.37))
+    graph = make_graph(Molecule(np.array([1, 1]), given))
+    labels = module.network(*graph.arguments())[0].detach()
+    surplus = 2.0 * (0.40**2 - 0.37**2) / BOHR_ANGSTROM**2 / float(module.network.scales[row])
+    total = float(module.loss_weights.sum()) + 1.0
+    found = module._loss(graph, labels, torch.from_numpy(minima).float())
+    assert found.item() * total == pytest.approx(surplus, rel=1e-4)
+    labels[:, row] += surplus
+    assert module._loss(graph, labels, torch.from_numpy(minima).float()).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_loss_of_the_geometry() -> None:
+    """Two bonded atoms, each 0.04 Å too far out; and both shifted, which leaves their distance right."""
+    minima = torch.tensor([[0.5, 0.0, 0.0], [-0.5, 0.0, 0.0]])
+    pair = torch.tensor([0]), torch.tensor([1])
+
+    def soft(distance: float) -> float:
+        return (distance**2 + learning._TOLERANCE**2) ** 0.5 - learning._TOLERANCE
+
+    stretched = learning._misplacement(1.08 * minima, minima, *pair)
+    assert float(stretched) == pytest.approx(soft(0.04) + soft(0.08), rel=1e-4)
+    shifted = learning._misplacement(minima + torch.tensor([0.0, 0.3, 0.4]), minima, *pair)
+    assert float(shifted) == pytest.approx(soft(0.5), rel=1e-4)
+    exact = minima.clone().requires_grad_()
+    learning._misplacement(exact, minima, *pair).backward()
+    assert exact.grad is not None
+    assert exact.grad.abs().max() == 0.0, "nothing pulls where all is right"
+
+
+def test_loss_of_the_geometry_has_its_weight() -> None:
+    dataset = read_dataset()
+    losses = []
+    for weight in (0.0, 1.0, 3.0):
+        torch.manual_seed(0)
+        config = dataclasses.replace(CONFIG, shift_weight=weight)
+        module = learning.Learner(config, dataset, {"train": np.arange(20), "choose": np.arange(1)}, perturb(dataset))
+        module.pool.shutdown()
+        module.inputs = module.other_positions
+        losses.append(module._loss(*module._look_up(np.arange(20))).item())
+    assert losses[1] > losses[0] + 0.05
+    assert losses[2] - losses[0] == pytest.approx(3.0 * (losses[1] - losses[0]), rel=1e-4)
+
+
+def test_network_learns_to_undo_a_perturbation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    dataset = read_dataset()
+    geometries = perturb(dataset)
+    monkeypatch.setattr(training, "_load_minima", lambda *arguments: geometries)
+    config = dataclasses.replace(
+        CONFIG,
+        **{"epochs": 60, "lr": 1e-2, "ema_decay": 0.9, "force_field_share": 1.0, "shift_weight": 10.0},
+        model=dataclasses.replace(TINY, message_width=32, radial=16, vectors=8, layers=1),
+    )
+    model = load_model(run(tmp_path, config).result.weights, device="cpu")
+    rows = qm9.split_other(20)["train"]
+    learned, given = (
+        each.select(rows) for each in (dataset, dataclasses.replace(dataset, positions=geometries.positions))
+    )
+    refined = model.network(*make_graph(*(given.molecule(k) for k in range(len(rows)))).arguments())[1].detach().numpy()
+    before, after = (rmsd(x, learned.positions, learned.offsets) for x in (given.positions, refined))
+    assert after.mean() < 0.75 * before.mean()
+    assert (after < before).all()
+
+
+def test_batches_made_ahead_are_those_of_the_sampler_in_their_order() -> None:
+    batches, begun = learning.Batches(103, 10, seed=0), []
+    with ThreadPoolExecutor(3) as pool:
+        ahead = learning.Ahead(batches, lambda: begun.append(batches.epoch), lambda batch: batch.tolist(), pool)
+        for epoch in (0, 1):
+            batches.set_epoch(epoch)
+            assert list(ahead) == [batch.tolist() for batch in batches]
+            assert len(ahead) == 10
+        assert begun == [0, 1]
+        failing = learning.Ahead(batches, lambda: None, lambda batch: batch[1000], pool)
+        with pytest.raises(IndexError):
+            list(failing)
+
+
+def test_batches_made_ahead_train_the_same_network(
+    finished: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As they are made for a GPU, here on the CPU."""
+
+    def make_ahead(module: learning.Learner) -> learning.Ahead:
+        return learning.Ahead(module.batches, module._draw_geometries, module._prepare, module.pool)
+
+    monkeypatch.setattr(learning.Learner, "train_dataloader", make_ahead)
+    ahead = load_file(run(tmp_path).result.weights)
+    for key, tensor in load_file(finished.result.weights).items():
+        torch.testing.assert_close(ahead[key], tensor, rtol=0.0, atol=1e-6, msg=key)
+
+
+def test_a_run_starts_from_given_weights(finished: Run, tmp_path: Path) -> None:
+    weights, limited = finished.result.weights, dataclasses.replace(CONFIG, epochs=1, lr=1e-9, limit=10)
+    config = dataclasses.replace(limited, start=str(weights))
+    started = load_model(run(tmp_path / "started", config).result.weights, device="cpu")
+    given, other = (
+        load_model(path, device="cpu") for path in (weights, run(tmp_path / "other", limited).result.weights)
+    )
+    for key, tensor in given.network.named_parameters():
+        torch.testing.assert_close(started.network.get_parameter(key), tensor, rtol=0.0, atol=1e-6, msg=key)
+    np.testing.assert_array_equal(started.baseline.scales, other.baseline.scales)
+    np.testing.assert_allclose(started.network.scales, other.baseline.scales, rtol=1e-6)
+    assert not np.allclose(started.baseline.scales, given.baseline.scales), (
+        "the baseline is that of the run's molecules"
+    )
+    assert TrainConfig.from_toml(tmp_path / "started" / "config.toml") == config
+
+
+def test_weights_that_a_run_cannot_start_from_are_refused(finished: Run, tmp_path: Path) -> None:
+    larger = dataclasses.replace(TINY, refine_layers=2)
+    config = dataclasses.replace(CONFIG, start=str(finished.result.weights), model=larger)
+    with pytest.raises(ConfigError, match="another shape"):
+        run(tmp_path / "run", config)
+    with pytest.raises(WeightsError, match="absent"):
+        run(tmp_path / "run", dataclasses.replace(CONFIG, start="absent"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_callbacks_hear_of_every_step_and_epoch(finished: Run) -> None:
@@ -216,6 +494,7 @@ def test_resuming_with_other_settings_or_data_is_refused(finished: Run, tmp_path
     other_model = dataclasses.replace(CONFIG, model=dataclasses.replace(TINY, layers=3))
     for config, difference in (
         (dataclasses.replace(CONFIG, lr=5e-4), "lr was 0.001, is 0.0005"),
+        (dataclasses.replace(CONFIG, jitter=0.03), "jitter was 0.02, is 0.03"),
         (dataclasses.replace(CONFIG, epochs=4), "epochs was 3, is 4"),
         (dataclasses.replace(CONFIG, limit=10), "limit was None, is 10"),
         (other_model, "layers was 2, is 3"),
@@ -244,13 +523,7 @@ def test_learning_rate_warms_up_and_reaches_zero() -> None:
     dataset = read_dataset()
     config = dataclasses.replace(CONFIG, epochs=50, warmup_steps=1000)
     module = learning.Learner(config, dataset, qm9.split_other(20), None, None)
-    chosen = module.configure_optimizers()
-    optimizer, schedule = chosen["optimizer"], chosen["lr_scheduler"]["scheduler"]
-    rates = [schedule.get_last_lr()[0]]
-    for _ in range(50 * STEPS):
-        optimizer.step()
-        schedule.step()
-        rates += schedule.get_last_lr()
+    rates = [module._rate(step) for step in range(50 * STEPS + 1)]
     module.pool.shutdown()
     warmup = 50 * STEPS // 20
     assert np.argmax(rates) == warmup
@@ -260,6 +533,46 @@ def test_learning_rate_warms_up_and_reaches_zero() -> None:
     assert max(rates) == pytest.approx(config.lr, rel=0.01)
     assert rates[-1] == 0.0
     assert rates[50 * STEPS // 2] == pytest.approx(config.lr / 2)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_weight_has_one_optimizer(threads: int) -> None:
+    known = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    module = learning.Learner(CONFIG, read_dataset(), qm9.split_other(20))
+    torch.set_num_threads(known)
+    module.pool.shutdown()
+    first, *others = module.configure_optimizers()
+    assert isinstance(first, torch.optim.AdamW)
+    names = {id(parameter): name for name, parameter in module.network.named_parameters()}
+
+    def owned(*optimizers: torch.optim.Optimizer) -> list[str]:
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        return [names[id(parameter)] for group in groups for parameter in group["params"]]
+
+    assert sorted(owned(first, *others)) == sorted(names.values())
+    assert {"layers.0.message.weight", "layers.0.update.2.weight"} < set(owned(*others))
+    assert {"embedding.weight", "layers.0.norm.weight", "layers.0.gate.weight", "shift.bias"} < set(owned(first))
+
+
+def test_a_network_without_large_matrices_trains(tmp_path: Path) -> None:
+    shape = ModelConfig(8, 4, refine_layers=1, layers=1, radial=4, vectors=2, invariants=2, flows=2, heads=2)
+    finished = run(tmp_path, dataclasses.replace(CONFIG, epochs=1, model=shape))
+    assert np.isfinite(list(finished.epochs[0].mae.values())).all()
+
+
+def test_a_run_resumes_with_another_number_of_threads(finished: Run, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, on_step=interrupt_after(STEPS + 1))
+        torch.set_num_threads(1)
+        resumed = load_file(run(tmp_path, resume=True).result.weights)
+    finally:
+        torch.set_num_threads(threads)
+    for key, tensor in load_file(finished.result.weights).items():
+        torch.testing.assert_close(resumed[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
 
 
 def test_every_molecule_is_seen_once_an_epoch_in_a_new_order() -> None:
