@@ -184,12 +184,12 @@ class EGNN(nn.Module):
             nn.init.normal_(head.weight, std=0.1 / width**0.5)
             nn.init.zeros_(head.bias)
         with torch.no_grad():
-            self.embedding.weight *= 0.3
+            self.embedding.weight.mul_(0.3)
             if config.refine_layers:
                 self.unrest.bias.fill_(2.0)
             for head in (self.conductance, self.polarization):
-                head.weight *= 0.03
-                head.bias *= 0.03
+                head.weight.mul_(0.03)
+                head.bias.mul_(0.03)
 
     def forward(
         self, numbers: Tensor, positions: Tensor, first: Tensor, second: Tensor, molecules: Tensor, molecule_count: int

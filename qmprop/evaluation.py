@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qmprop.datasets import Dataset, is_cache
 from qmprop.errors import DataError, UsageError
-from qmprop.geometries import XTB_SIZE, Geometries, load_geometries, minimize_dataset
+from qmprop.geometries import XTB_SIZE, Geometries, load_geometries, minimize_dataset, rmsd
 from qmprop.model import Model, load_model
 from qmprop.qm9 import QM9_SIZE, load_data, split_data
 from qmprop.targets import DEFAULT_KEYS, TARGETS, unit_factor
@@ -69,6 +69,8 @@ class Report:
         molecules: How many were predicted.
         weights: Name and hash of the weights.
         properties: Property key to errors, for the properties that have reference values.
+        rmsd: Median RMSD from the DFT geometry in Å of the geometries "given" and as "refined" by the network; None for
+            a file, whose DFT geometries are not known.
         skipped_reasons: Why molecules have no such geometry and were left out, and how many for each reason.
     """
 
@@ -78,6 +80,7 @@ class Report:
     molecules: int
     weights: str
     properties: Mapping[str, Errors]
+    rmsd: Mapping[str, float] | None = None
     skipped_reasons: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -94,6 +97,7 @@ class Report:
             "molecules": self.molecules,
             "skipped": self.skipped,
             "skipped_reasons": dict(self.skipped_reasons),
+            "rmsd": None if self.rmsd is None else dict(self.rmsd),
             "weights": self.weights,
             "properties": {
                 key: {
@@ -160,7 +164,7 @@ def evaluate(
     if geometry == "dft":
         chosen = molecules.select(rows)
     else:
-        chosen, skipped = _move(molecules, rows, geometry, on_minimize)
+        chosen, rows, skipped = _move(molecules, rows, geometry, on_minimize)
     return Report(
         data=molecules.name,
         split=split if known else "all",
@@ -168,14 +172,15 @@ def evaluate(
         molecules=len(chosen),
         weights=model.id,
         properties=measure(model, chosen, on_progress=on_progress),
+        rmsd=_compare(model, chosen, molecules.select(rows)) if is_qm9 else None,
         skipped_reasons=skipped,
     )
 
 
 def _move(
     molecules: Dataset, rows: NDArray[np.int64], kind: str, on_minimize: Callable[[int, int], None] | None
-) -> tuple[Dataset, dict[str, int]]:
-    """Return the molecules at `rows` that have a minimum, at it; and why the others have none, with counts."""
+) -> tuple[Dataset, NDArray[np.int64], dict[str, int]]:
+    """Return the molecules at `rows` that have a minimum, at it; their rows; and why the others have none."""
     geometries: Geometries
     if molecules.name == "qm9" and len(molecules) == QM9_SIZE:
         rows = rows[:XTB_SIZE] if kind == "xtb" else rows
@@ -188,7 +193,15 @@ def _move(
     reasons = Counter(geometries.failures[int(number)] for number in molecules.ids[rows[~geometries.found[rows]]])
     if not geometries.found[rows].any():
         raise DataError(f"no molecule of {molecules.name} has a minimum: {reasons.most_common(1)[0][0]}")
-    return moved.select(rows[geometries.found[rows]]), dict(reasons.most_common())
+    rows = rows[geometries.found[rows]]
+    return moved.select(rows), rows, dict(reasons.most_common())
+
+
+def _compare(model: Model, given: Dataset, dft: Dataset) -> dict[str, float]:
+    """Return the median RMSD in Å of the given and of the refined geometries from those of DFT."""
+    refined = np.concatenate(list(model.refine_arrays(given.numbers, given.positions, given.offsets)))
+    pairs = {"given": given.positions, "refined": refined}
+    return {name: float(np.median(rmsd(moved, dft.positions, dft.offsets))) for name, moved in pairs.items()}
 
 
 def measure(

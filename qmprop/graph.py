@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 #: Up to this many atoms all pairs of a molecule are compared at once; larger ones go through a k-d tree.
 _DENSE_ATOMS: Final = 64
+_TENSORS: Final = ("numbers", "positions", "first", "second", "molecules")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,13 +45,15 @@ class Graph:
     def to(self, device: torch.device | str) -> Graph:
         """Return the same graph on another device, which fetches it by itself where it is pinned."""
         positions = self.positions.float() if torch.device(device).type == "mps" else self.positions  # no float64
-        tensors = (self.numbers, positions, self.first, self.second, self.molecules)
-        return Graph(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.molecule_count)
+        return dataclasses.replace(self, positions=positions)._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin(self) -> Graph:
         """Return the same graph in page-locked memory."""
-        tensors = (self.numbers, self.positions, self.first, self.second, self.molecules)
-        return Graph(*(tensor.pin_memory() for tensor in tensors), self.molecule_count)
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Graph:
+        tensors: dict[str, Any] = {name: change(getattr(self, name)) for name in _TENSORS}
+        return dataclasses.replace(self, **tensors)
 
     @property
     def edges(self) -> Tensor:
@@ -130,7 +134,8 @@ def _tree_pairs(positions: NDArray[np.floating[Any]], start: int, size: int, cut
 
     points = positions[start : start + size]
     pairs = cKDTree(points).query_pairs(cutoff, output_type="ndarray").astype(np.int64).T + start
-    return pairs[:, np.lexsort((pairs[1], pairs[0]))]
+    ordered: NDArray[np.int64] = pairs[:, np.lexsort((pairs[1], pairs[0]))]
+    return ordered
 
 
 def concatenate(

@@ -96,6 +96,33 @@ class Model:
             properties[key] = atomization(total, properties[total], composition)
         return properties
 
+    def refine(self, molecules: Sequence[Molecule]) -> list[Array]:
+        """Return each molecule's geometry at the DFT minimum that the network expects near the given one.
+
+        Args:
+            molecules: Molecules that pass `molecule.find_error`.
+
+        Returns:
+            Positions in Å [n, 3] for each molecule; its center of mass stays where it was.
+        """
+        if not molecules:
+            return []
+        numbers, positions, offsets = concatenate(molecules)
+        moves = np.concatenate(list(self.refine_arrays(numbers, positions, offsets)))
+        moves -= center(numbers, positions, offsets)
+        return np.split(positions + moves, offsets[1:-1])
+
+    def refine_arrays(
+        self, numbers: NDArray[Any], positions: NDArray[Any], offsets: NDArray[np.int64]
+    ) -> Iterator[Array]:
+        """Refine many molecules, a batch at a time; arguments as for `predict_arrays`.
+
+        Yields:
+            Refined positions in Å, centers of mass at the origin [n, 3], of the next molecules.
+        """
+        for atoms, parts in _batches(offsets):
+            yield self._run(numbers[atoms], positions[atoms], parts)[1]
+
     def predict_arrays(
         self, numbers: NDArray[Any], positions: NDArray[Any], offsets: NDArray[np.int64]
     ) -> Iterator[Array]:
@@ -109,12 +136,8 @@ class Model:
         Yields:
             The twelve properties in default units, in the order of `DEFAULT_KEYS` [m, 12], for the next m molecules.
         """
-        first = 0
-        while first < len(offsets) - 1:
-            last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _BATCH_ATOMS, side="right")) - 1)
-            atoms = slice(offsets[first], offsets[last])
-            yield self._predict_batch(numbers[atoms], positions[atoms], offsets[first : last + 1] - offsets[first])[0]
-            first = last
+        for atoms, parts in _batches(offsets):
+            yield self._predict_batch(numbers[atoms], positions[atoms], parts)[0]
 
     def embed(self, molecules: Sequence[Molecule]) -> NDArray[np.float32]:
         """Return the mean of each molecule's final atom features, its place in the network's latent space [M, F]."""
@@ -129,11 +152,25 @@ class Model:
     def _predict_batch(
         self, numbers: NDArray[Any], positions: NDArray[Any], offsets: NDArray[np.int64]
     ) -> tuple[Array, Composition]:
+        outputs, refined = self._run(numbers, positions, offsets)
+        composition = compose(numbers, refined, offsets)
+        return self.baseline.restore(outputs, composition), composition
+
+    def _run(self, numbers: NDArray[Any], positions: NDArray[Any], offsets: NDArray[np.int64]) -> tuple[Array, Array]:
+        """Return the network's outputs [M, 10] and the refined positions in Å [N, 3]."""
         graph = build_graph(numbers, center(numbers, positions, offsets), offsets, self.config.cutoff)
         with torch.inference_mode():
             outputs, refined = self.network(*graph.to(self.device).arguments())
-        composition = compose(numbers, refined.cpu().double().numpy(), offsets)
-        return self.baseline.restore(outputs.cpu().double().numpy(), composition), composition
+        return outputs.cpu().double().numpy(), refined.cpu().double().numpy()
+
+
+def _batches(offsets: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+    """Yield the atoms of the next molecules that make a batch, and their own offsets."""
+    first = 0
+    while first < len(offsets) - 1:
+        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + _BATCH_ATOMS, side="right")) - 1)
+        yield slice(offsets[first], offsets[last]), offsets[first : last + 1] - offsets[first]
+        first = last
 
 
 def load_model(name_or_path: str | Path = BUNDLED, *, device: str = "auto") -> Model:
@@ -274,12 +311,12 @@ def _digest(architecture: str, tensors: Mapping[str, Tensor]) -> str:
 
 def _assemble(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -> tuple[EGNN, Baseline]:
     """Put tensors into a network and a baseline; every name, shape and number has to be right."""
-    for part, name, wanted in (
+    for part, name, layers in (
         ("layers", "layers", config.layers),
         ("refiner", "refining layers", config.refine_layers),
     ):
         count = len({key.split(".")[2] for key in tensors if key.startswith(f"network.{part}.")})
-        if count != wanted:  # before a network is built that may be far larger than the file
+        if count != layers:  # before a network is built that may be far larger than the file
             raise _damaged(path, f"it has {count} {name} where its architecture says {wanted}")
     with torch.device("meta"):
         network = EGNN(config)
