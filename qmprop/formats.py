@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qmprop.molecule import Molecule
 from qmprop.records import Message
@@ -32,6 +33,7 @@ _CHUNK: Final = 256  # atom lines taken at once, so that a wrong atom count cann
 
 _QM9_COMMENT: Final = re.compile(r"(gdb)\s+(\d+)(?:\s+[-+.\d]\S*){3}")
 _QM9_TRAILER: Final = 3  # lines after the atoms: frequencies, SMILES, InChI
+_V3000_ATOM: Final = re.compile(r"^(M  V30 +\d+ +[A-Za-z]\w* +)[-+.\deE]+ +[-+.\deE]+ +[-+.\deE]+(?= )")
 _INTEGER: Final = re.compile(r"[+-]?\d{1,3}(\.0*)?", re.ASCII)
 _LABEL: Final = re.compile(r"([A-Za-z]{1,3})\d*")
 #: key=value, value plain, quoted or in brackets; an open quote or bracket extends to the end, as in ASE.
@@ -103,6 +105,27 @@ def from_rdkit(mol: Mol, *, source: str, index: int) -> Molecule | Failure:
     if mol.GetNumAtoms() and not mol.GetConformer().Is3D() and _is_flat(mol):
         return Failure(source, index, Message("no-3d-coordinates", "The conformer is a 2D drawing."), name)
     return _convert_rdkit(mol, source, index, name)
+
+
+def move_mdl(text: str, positions: NDArray[np.float64]) -> str | None:
+    """Return an MDL record with other coordinates, in Å [n, 3], and all else as it was; None if that cannot be done."""
+    lines = text.split("\n")
+    kind = lines[3].rstrip()[-5:] if len(lines) > 3 else ""
+    if kind == "V3000":
+        heads = {row: found[1] for row, line in enumerate(lines) if (found := _V3000_ATOM.match(line))}
+        widths = {row: found.end() for row, line in enumerate(lines) if (found := _V3000_ATOM.match(line))}
+        form = "{:.6f} {:.6f} {:.6f}"
+    elif kind == "V2000" and lines[3][:3].strip().isdigit():
+        rows = range(4, 4 + int(lines[3][:3]))
+        heads, widths = dict.fromkeys(rows, ""), dict.fromkeys(rows, 30)
+        form = "{:10.4f}{:10.4f}{:10.4f}"
+    else:
+        return None
+    if len(heads) != len(positions) or max(heads, default=0) >= len(lines):
+        return None
+    for row, xyz in zip(heads, positions.tolist(), strict=True):
+        lines[row] = heads[row] + form.format(*xyz) + lines[row][widths[row] :]
+    return "\n".join(lines)
 
 
 def clean_name(text: str) -> str | None:

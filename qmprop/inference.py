@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import itertools
 import os
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmprop.errors import UsageError
+from qmprop.formats import move_mdl
 from qmprop.model import Model, load_model
 from qmprop.molecule import Molecule, find_error, find_warnings
 from qmprop.readers import FOLDER_SUFFIXES, Failure, from_ase, from_rdkit, read_paths
@@ -89,6 +91,7 @@ def predict_pairs(
     device: str = "auto",
     batch_size: int | None = None,
     skip: int = 0,
+    refined: bool = False,
 ) -> Iterator[Pair]:
     """Predict as `predict` does, and hand each record out together with what it answers.
 
@@ -97,6 +100,8 @@ def predict_pairs(
     Args:
         skip: First records to leave out. They are read and count for the batches, so that the others come out as they
             would without: to the last digit.
+        refined: Hand each predicted molecule out in the geometry that the network read its properties from: the DFT
+            minimum that it expects near the given geometry.
 
     Yields:
         The molecule, or the reader's failure, and its record; one pair per input record, in order.
@@ -107,18 +112,24 @@ def predict_pairs(
         raise UsageError(f"the batch size must be a whole number of 1 or more, not {batch_size!r}")
     items = _iterate(molecules)
     model = load_model(os.fspath(weights), device=device) if isinstance(weights, str | os.PathLike) else weights
-    return _stream(items, model, {key: wanted[key] for key in keys}, batch_size, skip)
+    return _stream(items, model, {key: wanted[key] for key in keys}, batch_size, skip, refined)
 
 
 def _stream(
-    items: Iterator[Molecule | Failure], model: Model, units: Mapping[str, str], batch_size: int | None, skip: int
+    items: Iterator[Molecule | Failure],
+    model: Model,
+    units: Mapping[str, str],
+    batch_size: int | None,
+    skip: int,
+    refined: bool,
 ) -> Iterator[Pair]:
     molecules, atoms = CPU_BATCH if str(model.device) == "cpu" else GPU_BATCH
     if batch_size is not None:
         molecules, atoms = batch_size, sys.maxsize
     for batch in _batches(items, molecules, atoms):
         if skip < len(batch):
-            yield from itertools.islice(_predict_batch(batch, model, units), skip, None)
+            pairs = itertools.islice(_predict_batch(batch, model, units), skip, None)
+            yield from _refine(list(pairs), model) if refined else pairs
         skip = max(0, skip - len(batch))
 
 
@@ -147,6 +158,16 @@ def _predict_batch(batch: Sequence[_Entry], model: Model, units: Mapping[str, st
     for entry in batch:
         outcome = entry.error if entry.error is not None else next(rows)
         yield entry.item, _record(entry.item, outcome, model, units)
+
+
+def _refine(pairs: list[Pair], model: Model) -> list[Pair]:
+    """Give the molecules that were predicted their refined geometries."""
+    chosen = [row for row, (_, record) in enumerate(pairs) if record.properties]
+    molecules = [item for item, record in pairs if record.properties and isinstance(item, Molecule)]
+    for row, molecule, positions in zip(chosen, molecules, model.refine(molecules), strict=True):
+        origin = move_mdl(molecule.origin, positions) if molecule.origin is not None else None
+        pairs[row] = (dataclasses.replace(molecule, positions=positions, origin=origin), pairs[row][1])
+    return pairs
 
 
 def _rows(molecules: Sequence[Molecule], model: Model, units: Mapping[str, str]) -> list[NDArray[np.float64] | Message]:

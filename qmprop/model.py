@@ -317,7 +317,7 @@ def _assemble(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) ->
     ):
         count = len({key.split(".")[2] for key in tensors if key.startswith(f"network.{part}.")})
         if count != layers:  # before a network is built that may be far larger than the file
-            raise _damaged(path, f"it has {count} {name} where its architecture says {wanted}")
+            raise _damaged(path, f"it has {count} {name} where its architecture says {layers}")
     with torch.device("meta"):
         network = EGNN(config)
     expected = {f"network.{key}": (value.shape, value.dtype) for key, value in network.state_dict().items()}
