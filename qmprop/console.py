@@ -226,7 +226,13 @@ def report_parts(report: Mapping[str, Any], paper: Mapping[str, float], style: S
     where = _place(report)
     where += "" if report["geometry"] == "file" else f", {_GEOMETRIES[report['geometry']]} geometries"
     where += f": {report['molecules']:,} molecules" + (f", {skipped:,} without one" if skipped else "")
-    return [_title(where), table, Text(), Text(f" model {report['weights']}", style="dim")]
+    notes = [Text(f" model {report['weights']}", style="dim")]
+    if distances := report.get("rmsd"):
+        text = (
+            f" median RMSD to the DFT geometry: {distances['given']:.3f} Å given, {distances['refined']:.3f} Å refined"
+        )
+        notes.insert(0, Text(text, style="dim"))
+    return [_title(where), table, Text(), *notes]
 
 
 def comparison_parts(
@@ -250,7 +256,12 @@ def comparison_parts(
         texts = [f"{error:.{_digits(errors[0])}f}" for error in errors]
         table.add_row(key, first["unit"], *texts, f"{paper[key]:g}" if key in paper else "")
     title = _title(f"{_place(reports[0])}: mean absolute error, by geometry and molecules")
-    return [title, table, Text(), Text(f" model {reports[0]['weights']}", style="dim")]
+    notes = [f" model {reports[0]['weights']}"]
+    if all(report["rmsd"] for report in reports):
+        for name in ("given", "refined"):
+            table.add_row(f"rmsd {name}", "Å", *(f"{report['rmsd'][name]:.3f}" for report in reports), "")
+        notes.insert(0, " rmsd: median distance of the given and the refined geometry from that of DFT")
+    return [title, table, Text(), *(Text(note, style="dim") for note in notes)]
 
 
 def note_skipped(report: Mapping[str, Any]) -> None:

@@ -37,8 +37,9 @@ _PART_SIZE: Final = 8
 _REST_RATE: Final = 1 / 3
 #: Rows and columns that make a matrix worth Muon's while.
 _MATRIX_SIZE: Final = 16
-#: Distances in Å below which an atom that is not where it should be matters less and less.
-_TOLERANCE: Final = 0.005
+#: Distances in Å below which an atom that is not where it should be matters less and less: in the first quarter of a
+#: run, in which a sharper loss would have everything stay where it is, and after it.
+_TOLERANCES: Final = (0.03, 0.005)
 #: Muon optimizers that the matrices are dealt out to; a checkpoint holds the state of each.
 _MUONS: Final = 2
 #: Batches that wait for a GPU, and steps after which it tells its loss, for which it has to be waited for.
@@ -397,8 +398,12 @@ class Learner(pl.LightningModule):
         total = (errors.abs() @ self.loss_weights).mean() + gaps.abs().mean()
         loss: Tensor = total / (self.loss_weights.sum() + 1.0)
         if self.config.model.refine_layers:
-            loss = loss + self.config.shift_weight * _misplacement(refined, minima, graph.first, graph.second)
+            loss = loss + self.config.shift_weight * _misplacement(refined, minima, graph, self._tolerance)
         return loss
+
+    @property
+    def _tolerance(self) -> float:
+        return _TOLERANCES[0 if 4 * self.batches.epoch < self.config.epochs else 1]
 
     def _validate(self, molecules: Molecules) -> dict[str, float]:
         model = Model(copy.deepcopy(self.averaged), self.baseline, device=self.device)
@@ -418,22 +423,23 @@ class Learner(pl.LightningModule):
         )
 
 
-def _misplacement(refined: Tensor, minima: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def _misplacement(refined: Tensor, minima: Tensor, graph: Graph, tolerance: float) -> Tensor:
     """Return how far atoms are from where they should be plus how wrong the distances of neighbors are, in Å.
 
     The distances are what the layers after the refinement read; they do not see how far a turn about a bond in the
     middle moves the ends.
     """
-    moves = _soften((refined - minima).square().sum(dim=1)).mean()
+    moves = _soften((refined - minima).square().sum(dim=1), tolerance).mean()
     found, wanted = (
-        torch.linalg.vector_norm(x.index_select(0, first) - x.index_select(0, second), dim=1) for x in (refined, minima)
+        torch.linalg.vector_norm(x.index_select(0, graph.first) - x.index_select(0, graph.second), dim=1)
+        for x in (refined, minima)
     )
-    return moves + _soften((found - wanted).square()).mean()
+    return moves + _soften((found - wanted).square(), tolerance).mean()
 
 
-def _soften(squares: Tensor) -> Tensor:
-    """Return square roots that are quadratic below `_TOLERANCE`."""
-    return (squares + _TOLERANCE**2).sqrt() - _TOLERANCE
+def _soften(squares: Tensor, tolerance: float) -> Tensor:
+    """Return square roots that are quadratic below the tolerance."""
+    return (squares + tolerance**2).sqrt() - tolerance
 
 
 def _keep(batch: Any) -> Any:

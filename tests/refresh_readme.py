@@ -1,7 +1,8 @@
 """The parts of README.md and weights/README.md that come from the tool: `python -m tests.refresh_readme` rewrites them.
 
 A part stands between `<!-- kind:begin argument -->` and `<!-- kind:end -->`. With `--evaluate`, the bundled weights are
-first evaluated on QM9's test split, and what `qmprop eval -f json` prints is kept in weights/eval-test.json.
+first evaluated on QM9's test split, and what `qmprop eval --geometry all -f json` prints is kept in
+weights/eval-test.json.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ def render(kind: str, argument: str) -> str:
         return _fence("text", shell(argument, ROOT).stdout)
     if kind == "accuracy":
         return _fence("text", _accuracy())
+    if kind == "geometries":
+        return _fence("text", _geometries())
     tables = {"properties": _properties, "units": _units, "codes": _codes, "record": _record, "curve": _curve}
     return tables[kind]()
 
@@ -88,9 +91,15 @@ def shell(script: str, folder: Path, *, check: bool = True, **extra: str) -> sub
     )
 
 
-def stored_report() -> dict[str, Any]:
-    """Return the stored outcome of `qmprop eval -f json`."""
-    report: dict[str, Any] = json.loads(EVALUATION.read_text(encoding="utf-8"))
+def stored_reports() -> list[dict[str, Any]]:
+    """Return the stored outcome of `qmprop eval --geometry all -f json`."""
+    reports: list[dict[str, Any]] = json.loads(EVALUATION.read_text(encoding="utf-8"))
+    return reports
+
+
+def stored_report(geometry: str = "dft") -> dict[str, Any]:
+    """Return the stored outcome for one kind of geometry."""
+    (report,) = (report for report in stored_reports() if report["geometry"] == geometry)
     return report
 
 
@@ -100,6 +109,14 @@ def _accuracy() -> str:
     from qmprop.tables import Style, draw
 
     return draw(report_parts(stored_report(), PAPER_MAE, Style(80)), Style(80))
+
+
+def _geometries() -> str:
+    from qmprop.console import comparison_parts
+    from qmprop.evaluation import PAPER_MAE
+    from qmprop.tables import Style, draw
+
+    return draw(comparison_parts(stored_reports(), PAPER_MAE, Style(80)), Style(80))
 
 
 def _properties() -> str:
@@ -172,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--evaluate", action="store_true", help="first evaluate the bundled weights; takes minutes")
     if parser.parse_args().evaluate:
-        EVALUATION.write_text(shell("qmprop eval -f json", ROOT).stdout, encoding="utf-8")
+        EVALUATION.write_text(shell("qmprop eval --geometry all -f json", ROOT).stdout, encoding="utf-8")
     for page in (README, CARD):
         page.write_text(refresh(page.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -295,17 +295,18 @@ def test_loss_of_r2_for_a_stretched_hydrogen_molecule() -> None:
 def test_loss_of_the_geometry() -> None:
     """Two bonded atoms, each 0.04 Å too far out; and both shifted, which leaves their distance right."""
     minima = torch.tensor([[0.5, 0.0, 0.0], [-0.5, 0.0, 0.0]])
-    pair = torch.tensor([0]), torch.tensor([1])
+    graph = make_graph(Molecule(np.array([1, 1]), minima.double().numpy()))
+    tolerance = 0.02
 
     def soft(distance: float) -> float:
-        return (distance**2 + learning._TOLERANCE**2) ** 0.5 - learning._TOLERANCE
+        return (distance**2 + tolerance**2) ** 0.5 - tolerance
 
-    stretched = learning._misplacement(1.08 * minima, minima, *pair)
+    stretched = learning._misplacement(1.08 * minima, minima, graph, tolerance)
     assert float(stretched) == pytest.approx(soft(0.04) + soft(0.08), rel=1e-4)
-    shifted = learning._misplacement(minima + torch.tensor([0.0, 0.3, 0.4]), minima, *pair)
+    shifted = learning._misplacement(minima + torch.tensor([0.0, 0.3, 0.4]), minima, graph, tolerance)
     assert float(shifted) == pytest.approx(soft(0.5), rel=1e-4)
     exact = minima.clone().requires_grad_()
-    learning._misplacement(exact, minima, *pair).backward()
+    learning._misplacement(exact, minima, graph, tolerance).backward()
     assert exact.grad is not None
     assert exact.grad.abs().max() == 0.0, "nothing pulls where all is right"
 
