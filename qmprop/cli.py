@@ -212,6 +212,15 @@ def predict(
             rich_help_panel="Output",
         ),
     ] = False,
+    refined: Annotated[
+        bool,
+        typer.Option(
+            "--refined",
+            help="In extxyz and sdf, write the geometry that the properties belong to: the DFT minimum expected near "
+            "the given one.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
     fail_fast: Annotated[
         bool,
         typer.Option("--fail-fast", help="Stop at the first record that fails.", rich_help_panel="Output"),
@@ -231,6 +240,7 @@ def predict(
       qmprop predict --smiles 'CCO ethanol' --smiles 'CC=O acetaldehyde'
       qmprop predict library.sdf.gz -o predicted.parquet
       qmprop predict library.sdf -o predicted.sdf --resume
+      qmprop predict library.sdf -o minima.sdf --refined
       cat library.sdf | qmprop predict - -f jsonl | jq .properties.gap.value
       find . -name '*.xyz' -print0 | qmprop predict --files-from - -o all.csv
 
@@ -258,7 +268,7 @@ def predict(
     wanted = parse_units(units)
     chosen = {key: wanted[key] for key in parse_properties(properties and ",".join(properties))}
     check_format(input_format)
-    _check_output(name, path, resume=resume)
+    _check_output(name, path, resume=resume, refined=refined)
     _refuse_input(path, inputs)
     encoding = console.output_encoding() if name == "table" and path is None else "utf-8"
     with Output(path, encoding=encoding, resumable=resume) as stream:
@@ -277,7 +287,13 @@ def predict(
             _read(inputs, files_from, smiles or [], input_format, pattern, jobs, meter), written, stream.partial
         )
         pairs = inference.predict_pairs(
-            found, properties=chosen, units=chosen, weights=model, batch_size=batch_size, skip=written.count
+            found,
+            properties=chosen,
+            units=chosen,
+            weights=model,
+            batch_size=batch_size,
+            skip=written.count,
+            refined=refined,
         )
         return _write(pairs, writer, stream, path, written, meter, fail_fast=fail_fast)
 
@@ -303,13 +319,15 @@ def _read(
     )
 
 
-def _check_output(name: str, path: str | None, *, resume: bool) -> None:
-    """Refuse what cannot be written to a terminal, or not be resumed."""
+def _check_output(name: str, path: str | None, *, resume: bool, refined: bool) -> None:
+    """Refuse what cannot be written to a terminal, or not be resumed, or has no place for a geometry."""
     from qmprop import console
     from qmprop.partials import RESUMABLE
 
     if resume and name not in RESUMABLE:
         raise UsageError(f"format '{name}' cannot be resumed", f"Use one of: {', '.join(RESUMABLE)}.")
+    if refined and name not in ("extxyz", "sdf"):
+        raise UsageError(f"format '{name}' holds no geometries", "With --refined, use -f extxyz or -f sdf.")
     if resume and path is None:
         raise UsageError("standard output cannot be resumed", "Name a file with -o.")
     if name == "parquet" and path is None and console.writes_to_terminal():
