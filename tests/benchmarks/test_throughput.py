@@ -36,7 +36,8 @@ def test_gradients(benchmark: BenchmarkFixture) -> None:
     """A training step but for the optimizer, on 64 molecules."""
     torch.set_flush_denormal(True)
     dataset = read_dataset().select(np.tile(np.arange(20), 5))
-    module = learning.Learner(TrainConfig(), dataset, split_other(100), None, None)
+    module = learning.Learner(TrainConfig(), dataset, split_other(100))
+    module._draw_geometries()
     loss, gradients = benchmark.pedantic(module._gradients, args=(np.arange(64),), rounds=5, warmup_rounds=1)
     module.pool.shutdown()
     benchmark.extra_info["molecules_per_second"] = 64 / benchmark.stats.stats.median
