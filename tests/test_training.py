@@ -346,7 +346,7 @@ def test_network_learns_to_undo_a_perturbation(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_batches_made_ahead_are_those_of_the_sampler_in_their_order() -> None:
-    batches, begun = learning.Batches(103, 10, seed=0), []
+    batches, begun = learning.Batches(np.arange(103), 10, seed=0), []
     with ThreadPoolExecutor(3) as pool:
         ahead = learning.Ahead(batches, lambda: begun.append(batches.epoch), lambda batch: batch.tolist(), pool)
         for epoch in (0, 1):
@@ -577,7 +577,7 @@ def test_a_run_resumes_with_another_number_of_threads(finished: Run, tmp_path: P
 
 
 def test_every_molecule_is_seen_once_an_epoch_in_a_new_order() -> None:
-    batches = learning.Batches(103, 10, seed=0)
+    batches = learning.Batches(np.arange(103), 10, seed=0)
     orders = []
     for epoch in (0, 1, 1):
         batches.set_epoch(epoch)
@@ -587,6 +587,19 @@ def test_every_molecule_is_seen_once_an_epoch_in_a_new_order() -> None:
         orders.append(np.concatenate(parts).tolist())
     assert sorted(orders[0]) == sorted(orders[1]) == list(range(103))
     assert orders[0] != orders[1] == orders[2]
+
+
+def test_molecules_of_rare_sizes_come_several_times_an_epoch() -> None:
+    """1,000 molecules: one atom of carbon in 1 of them, two in 3, three in the rest."""
+    sizes = np.array([1] + [2] * 3 + [3] * 996)
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    numbers, positions = np.full(offsets[-1], 6), np.zeros((offsets[-1], 3))
+    molecules = Dataset(np.arange(1000), offsets, numbers, positions, np.zeros((1000, 12)), "made up")
+    times = np.bincount(learning._repeat(molecules))
+    assert times.tolist() == [4] + [1] * 999
+    assert (np.bincount(learning._repeat(read_dataset())) == 1).all(), "few molecules are no reason to repeat some"
+    batches = learning.Batches(learning._repeat(molecules), 100, seed=0)
+    assert np.bincount(np.concatenate(list(batches))).tolist() == times.tolist()
 
 
 def test_a_loss_that_explodes_stops_the_run(tmp_path: Path) -> None:
