@@ -23,6 +23,7 @@ from refresh_readme import (
     render,
     shell,
     stored_report,
+    stored_reports,
     without_regions,
 )
 
@@ -278,14 +279,24 @@ def test_the_changelog_has_an_entry_for_this_version():
 
 
 def test_the_stored_evaluation_is_of_the_bundled_weights_on_the_whole_test_split():
-    report = stored_report()
-    facts = {key: value for key, value in report.items() if key != "properties"}
     weights = load_model(device="cpu").id
-    assert facts == {"data": "qm9", "split": "test", "geometry": "dft", "molecules": 13083, "weights": weights}
-    assert list(report["properties"]) == list(DEFAULT_KEYS)
-    for key, row in report["properties"].items():
-        assert row["unit"] == TARGETS[key].evaluation_unit
-        assert abs(row["bias"]) <= row["mae"] <= row["rmse"] <= row["max"]
+    assert [report["geometry"] for report in stored_reports()] == ["dft", "mmff", "xtb"]
+    for report, count in zip(stored_reports(), (13083, 13083, 1000), strict=True):
+        facts = {key: report[key] for key in ("data", "split", "weights")}
+        assert facts == {"data": "qm9", "split": "test", "weights": weights}
+        assert report["molecules"] + report["skipped"] == count
+        assert sum(report["skipped_reasons"].values()) == report["skipped"] < 0.01 * count
+        assert list(report["properties"]) == list(DEFAULT_KEYS)
+        for key, row in report["properties"].items():
+            assert row["unit"] == TARGETS[key].evaluation_unit
+            assert abs(row["bias"]) <= row["mae"] <= row["rmse"] <= row["max"]
+
+
+def test_refinement_brings_force_field_geometries_closer_and_leaves_those_of_dft_alone():
+    assert stored_report("dft")["rmsd"]["refined"] < 0.001
+    mmff = stored_report("mmff")["rmsd"]
+    assert mmff["refined"] < 0.6 * mmff["given"]
+    assert stored_report("xtb")["rmsd"]["refined"] < stored_report("xtb")["rmsd"]["given"]
 
 
 @pytest.mark.parametrize("key", DEFAULT_KEYS)
@@ -310,7 +321,8 @@ def test_the_weights_state_the_same_errors():
 
 def test_both_pages_show_the_evaluation():
     for page, text in PAGES.items():
-        assert [kind for kind, _, _ in regions(text)].count("accuracy") == 1, page
+        kinds = [kind for kind, _, _ in regions(text)]
+        assert kinds.count("accuracy") == kinds.count("geometries") == 1, page
 
 
 @pytest.mark.parametrize("page", PAGES)
