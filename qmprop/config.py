@@ -170,7 +170,9 @@ def _is_int(value: object) -> bool:
 
 
 def _toml(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which JSON leaves, and TOML forbids
+    return repr(value)
 
 
 def _check_names(cls: type, values: Mapping[str, Any], prefix: str) -> None:

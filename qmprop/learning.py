@@ -381,8 +381,9 @@ class Learner(pl.LightningModule):
         inputs = self.positions + factors * (self.other_positions - self.positions)
         jittered = np.repeat(between, sizes)
         inputs[jittered] += self.config.jitter * rng.standard_normal((int(jittered.sum()), 3), dtype=np.float32)
-        numbers, offsets = self.training_set.numbers, self.training_set.offsets
-        self.inputs = center(numbers, inputs, offsets).astype(np.float32)
+        centered = center(self.training_set.numbers, inputs, self.training_set.offsets)
+        inputs[jittered] = centered[jittered]
+        self.inputs = inputs
 
     def _look_up(self, batch: NDArray[np.int64]) -> Prepared:
         """Return graph, labels and DFT positions of the training molecules at these positions."""

@@ -62,7 +62,11 @@ def test_the_same_number_is_the_same_input() -> None:
     assert len({fuzz.make_case(number).content for number in range(50)}) > 40
 
 
-numbers = st.floats() | st.floats(-3, 3) | st.sampled_from(["nan", "-", "1d5", "1.2*^-6", "", "1_0", "٣"])
+numbers = (
+    st.floats(allow_subnormal=False)
+    | st.floats(-3, 3, allow_subnormal=False)
+    | st.sampled_from(["nan", "-", "1d5", "1.2*^-6", "", "1_0", "٣"])
+)
 rows = st.tuples(st.sampled_from(["C", "H", "O", "6", "1", "Xx", "C1", ""]), numbers, numbers, numbers)
 
 

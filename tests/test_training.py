@@ -96,7 +96,7 @@ def test_network_learns_32_molecules_by_heart(full: Dataset, tmp_path: Path) -> 
     datasets.write_cache(dataset, tmp_path / "forty.cache")
     shape = ModelConfig(node_width=64, message_width=32, refine_layers=1, layers=2, radial=16)
     config = TrainConfig(
-        **{"epochs": 160, "batch_size": 8, "lr": 5e-3, "warmup_steps": 20, "ema_decay": 0.98, "weight_decay": 0.0},
+        **{"epochs": 200, "batch_size": 8, "lr": 5e-3, "warmup_steps": 20, "ema_decay": 0.98, "weight_decay": 0.0},
         force_field_share=0.0,
         model=shape,
     )
@@ -239,7 +239,7 @@ def test_share_of_force_field_geometries() -> None:
     everything = draw(force_field_share=1.0)
     assert (np.abs(everything.inputs - everything.positions).max(axis=1) > 0.0).all()
     alone = draw(geometries=False, jitter=0.0)
-    assert np.array_equal(alone.inputs, alone.positions)
+    np.testing.assert_allclose(alone.inputs, alone.positions, atol=1e-5)
 
 
 def test_the_draw_depends_on_seed_and_epoch_only() -> None:
