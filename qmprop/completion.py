@@ -8,9 +8,9 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
-from pathlib import Path
 from typing import Final
 
+from qmprop.bundled import bundled_folders
 from qmprop.targets import PRESETS, TARGETS, UNITS
 
 #: The variable with which the shell's script asks.
@@ -47,9 +47,7 @@ def complete_input_formats() -> list[str]:
 
 def complete_weights() -> list[str]:
     """Return the names of the bundled weights."""
-    package = Path(__file__).resolve().parent
-    folders = (package / "weights", package.parent / "weights")
-    return sorted({file.stem for folder in folders for file in folder.glob("*.safetensors")})
+    return sorted({file.stem for folder in bundled_folders() for file in folder.glob("*.safetensors")})
 
 
 def complete_devices() -> list[str]:

@@ -24,7 +24,7 @@ class ModelConfig:
 
     Attributes:
         node_width: Features per atom.
-        message_width: Features per directed edge.
+        message_width: Features per pair of neighbors.
         refine_layers: Number of message-passing layers that refine the geometry; 0 takes it as it is.
         layers: Number of message-passing layers that read the properties from the refined geometry.
         cutoff: Radius of the neighbor graph in Å.

@@ -96,12 +96,16 @@ class Dataset:
         if not isinstance(indices, slice):
             indices = np.asarray(indices, dtype=np.int64 if np.size(indices) == 0 else None)
         chosen = np.arange(len(self))[indices]
-        counts = np.diff(self.offsets)[chosen]
-        offsets = np.concatenate([[0], np.cumsum(counts)])
-        atoms = np.repeat(self.offsets[chosen] - offsets[:-1], counts) + np.arange(offsets[-1])
+        atoms, offsets = self.locate(chosen)
         return Dataset(
             self.ids[chosen], offsets, self.numbers[atoms], self.positions[atoms], self.targets[chosen], self.name
         )
+
+    def locate(self, rows: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the indices of the atoms of the molecules at `rows` [n], and their offsets among these [rows + 1]."""
+        counts = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        return np.repeat(self.offsets[rows] - offsets[:-1], counts) + np.arange(offsets[-1]), offsets
 
     def molecule(self, k: int) -> Molecule:
         """Return molecule `k` (negative `k` counts from the end)."""

@@ -112,19 +112,19 @@ def move_mdl(text: str, positions: NDArray[np.float64]) -> str | None:
     lines = text.split("\n")
     kind = lines[3].rstrip()[-5:] if len(lines) > 3 else ""
     if kind == "V3000":
-        heads = {row: found[1] for row, line in enumerate(lines) if (found := _V3000_ATOM.match(line))}
-        widths = {row: found.end() for row, line in enumerate(lines) if (found := _V3000_ATOM.match(line))}
+        around = {
+            row: (found[1], line[found.end() :]) for row, line in enumerate(lines) if (found := _V3000_ATOM.match(line))
+        }
         form = "{:.6f} {:.6f} {:.6f}"
     elif kind == "V2000" and lines[3][:3].strip().isdigit():
-        rows = range(4, 4 + int(lines[3][:3]))
-        heads, widths = dict.fromkeys(rows, ""), dict.fromkeys(rows, 30)
+        around = {row: ("", line[30:]) for row, line in enumerate(lines[4 : 4 + int(lines[3][:3])], start=4)}
         form = "{:10.4f}{:10.4f}{:10.4f}"
     else:
         return None
-    if len(heads) != len(positions) or max(heads, default=0) >= len(lines):
+    if len(around) != len(positions):
         return None
-    for row, xyz in zip(heads, positions.tolist(), strict=True):
-        lines[row] = heads[row] + form.format(*xyz) + lines[row][widths[row] :]
+    for (row, (before, behind)), xyz in zip(around.items(), positions.tolist(), strict=True):
+        lines[row] = before + form.format(*xyz) + behind
     return "\n".join(lines)
 
 

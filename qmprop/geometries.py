@@ -5,7 +5,6 @@ MMFF94 minima are computed where the cache file lacks them. GFN2-xTB minima of t
 
 from __future__ import annotations
 
-import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,10 +16,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from qmprop.bundled import bundled_folders
 from qmprop.datasets import Dataset, join_bytes, read_arrays, split_bytes, write_arrays
 from qmprop.errors import DataError, OutputError
 from qmprop.minima import Minimum, Task, minimize
 from qmprop.qm9 import QM9_SIZE, Progress, find_cache, read_smiles, split_qm9
+from qmprop.workers import usable_cores
 
 KINDS: Final = ("mmff", "xtb")
 #: So many test molecules have bundled GFN2-xTB minima.
@@ -182,7 +183,7 @@ class _Store:
         if str(arrays["dataset"]) != self.dataset.sha256:
             return f"'{path}' belongs to other data"
         rows, status = arrays["rows"], arrays["status"]
-        atoms = self._atoms_of(rows[status == _FOUND])
+        atoms = self.dataset.locate(rows[status == _FOUND])[0]
         moves = join_bytes(arrays["moves"], np.int16, 3).astype(np.int32)
         moves.reshape(-1)[arrays["far"]] = arrays["far_moves"]
         self.moves[atoms] = moves
@@ -197,7 +198,7 @@ class _Store:
             OutputError: The file cannot be written.
         """
         rows = np.flatnonzero(self.status != _NOT_TRIED)
-        moves = self.moves[self._atoms_of(rows[self.status[rows] == _FOUND])].reshape(-1)
+        moves = self.moves[self.dataset.locate(rows[self.status[rows] == _FOUND])[0]].reshape(-1)
         far = np.flatnonzero(np.abs(moves) > _SMALL)
         write_arrays(
             path,
@@ -226,12 +227,6 @@ class _Store:
             self.reasons.append(reason)
         return 1 + self.reasons.index(reason)
 
-    def _atoms_of(self, rows: NDArray[Any]) -> NDArray[np.int64]:
-        starts = self.dataset.offsets[rows]
-        counts = self.dataset.offsets[rows + 1] - starts
-        ends = np.cumsum(counts)
-        return np.repeat(starts - ends + counts, counts) + np.arange(counts.sum())
-
 
 def _compute(
     kind: str,
@@ -245,7 +240,7 @@ def _compute(
     done, saved = 0, time.monotonic()
     size = _TASK_SIZE[kind]
     parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-    results = minimize(_tasks(kind, store.dataset, parts), min(processes or _count_cores(), len(parts)))
+    results = minimize(_tasks(kind, store.dataset, parts), min(processes or usable_cores(), len(parts)))
     try:
         for part, task in zip(parts, results, strict=True):
             for row, minimum in zip(part.tolist(), task.minima, strict=True):
@@ -282,8 +277,7 @@ def _save(store: _Store, path: Path) -> None:
 
 
 def _bundled_files(kind: str) -> list[Path]:
-    package = Path(__file__).parent
-    files = [folder / "weights" / f"qm9-{kind}.cache" for folder in (package, package.parent)]
+    files = [folder / f"qm9-{kind}.cache" for folder in bundled_folders()]
     return [file for file in files if file.is_file()][:1]
 
 
@@ -297,7 +291,3 @@ def _check_installed(kind: str, reason: str) -> None:
     if find_spec(module) is None:
         hint = f"Install it with: pip install 'qmprop{extra}'."
         raise DataError(f"{kind} geometries are computed with {module}, which is not installed ({reason})", hint)
-
-
-def _count_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -387,9 +387,7 @@ class Learner(pl.LightningModule):
 
     def _look_up(self, batch: NDArray[np.int64]) -> Prepared:
         """Return graph, labels and DFT positions of the training molecules at these positions."""
-        starts, ends = self.training_set.offsets[batch], self.training_set.offsets[batch + 1]
-        offsets = np.concatenate([[0], np.cumsum(ends - starts)])
-        atoms = np.repeat(starts - offsets[:-1], ends - starts) + np.arange(offsets[-1])
+        atoms, offsets = self.training_set.locate(batch)
         graph = build_graph(self.training_set.numbers[atoms], self.inputs[atoms], offsets, self.config.model.cutoff)
         return graph, self.labels[torch.from_numpy(batch)], torch.from_numpy(self.positions[atoms])
 

@@ -25,6 +25,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from qmprop.baseline import Baseline, Composition, atomization, center, compose
+from qmprop.bundled import bundled_folders
 from qmprop.config import ModelConfig
 from qmprop.egnn import EGNN, LATENTS, sum_atoms
 from qmprop.errors import ConfigError, DeviceError, OutputError, WeightsError
@@ -246,11 +247,11 @@ def find_weights(name_or_path: str | Path) -> Path:
     path = Path(name_or_path)
     if path.exists():
         return path
-    for folder in _bundled_folders():
+    for folder in bundled_folders():
         bundled = folder / f"{name_or_path}.safetensors"
         if os.sep not in str(name_or_path) and bundled.is_file():
             return bundled
-    names = sorted(file.stem for folder in _bundled_folders() for file in folder.glob("*.safetensors"))
+    names = sorted(file.stem for folder in bundled_folders() for file in folder.glob("*.safetensors"))
     raise WeightsError(
         f"no weights '{name_or_path}'",
         f"Give the path of a .safetensors file, or one of: {', '.join(names) or 'none'}.",
@@ -275,11 +276,6 @@ def choose_device(name: str) -> torch.device:
     if not there or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
         raise DeviceError(f"device '{name}' is not available here", f"Use auto or one of: {kinds}.")
     return device
-
-
-def _bundled_folders() -> list[Path]:
-    package = Path(__file__).resolve().parent
-    return [folder for folder in (package / "weights", package.parent / "weights") if folder.is_dir()]
 
 
 def _read_header(content: bytes, path: Path) -> dict[str, str]:

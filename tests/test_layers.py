@@ -15,7 +15,7 @@ WATER = PACKAGE.parent / "examples" / "water.xyz"
 
 #: From the bottom up: a module imports only modules that stand before it.
 LAYERS = (
-    ["errors", "targets", "config", "records", "molecule", "egnn", "baseline", "graph", "model"]
+    ["errors", "bundled", "targets", "config", "records", "molecule", "egnn", "baseline", "graph", "model"]
     + ["streams", "formats", "blocks", "ase_formats", "smiles", "workers", "readers"]
     + [
         "rows",

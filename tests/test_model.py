@@ -325,7 +325,7 @@ def test_a_file_that_cannot_be_read_is_refused(monkeypatch: pytest.MonkeyPatch, 
 def test_an_unknown_name_lists_the_bundled_ones(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("small", "large"):
         (tmp_path / f"{name}.safetensors").touch()
-    monkeypatch.setattr("qmprop.model._bundled_folders", lambda: [tmp_path])
+    monkeypatch.setattr("qmprop.model.bundled_folders", lambda: [tmp_path])
     assert find_weights("small") == tmp_path / "small.safetensors"
     for name in ("medium", "../small", str(tmp_path / "small")):
         with pytest.raises(WeightsError) as caught:
