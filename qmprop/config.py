@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from qmprop.errors import ConfigError
 
@@ -61,6 +62,33 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class LossWeights:
+    """Weights of the normalized absolute errors in the loss.
+
+    U, H and G are U0 and two small differences, which need little: `thermal` is U - U0, `entropy` is H - G.
+    """
+
+    mu: float = 2.0
+    alpha: float = 2.0
+    homo: float = 1.0
+    lumo: float = 1.5
+    gap: float = 1.0
+    r2: float = 2.0
+    zpve: float = 1.0
+    u0: float = 4.0
+    thermal: float = 0.3
+    entropy: float = 0.3
+    cv: float = 1.0
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            _require(_is_finite(value) and value >= 0, item.name, value, "0 or a positive number")
+            object.__setattr__(self, item.name, float(value))
+        _require(sum(dataclasses.astuple(self)) > 0, "loss", 0, "above 0 for one property or more")
+
+
+@dataclass(frozen=True, slots=True)
 class TrainConfig:
     """A training run.
 
@@ -72,7 +100,6 @@ class TrainConfig:
         weight_decay: Decoupled weight decay.
         clip: Largest gradient norm.
         ema_decay: Decay per step of the averaged weights that are validated and shipped.
-        energy_weight: Weight of U0 in the loss; every other property has weight 1.
         shift_weight: Weight of the distance between refined and DFT positions in the loss, per Å.
         force_field_share: Share of the molecules of a step that do not come in their DFT geometry but in that of the
             force field, and for a third of them somewhere between the two, and jittered.
@@ -80,6 +107,7 @@ class TrainConfig:
         seed: Of the initial weights and of the order of the molecules.
         limit: Train on this many molecules only; None means all.
         start: Weights to start from, by name or path; None means random ones.
+        loss: Weights of the properties in the loss.
         model: Shape of the network.
     """
 
@@ -90,24 +118,24 @@ class TrainConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     ema_decay: float = 0.999
-    energy_weight: float = 4.0
     shift_weight: float = 4.0
     force_field_share: float = 0.5
     jitter: float = 0.02
     seed: int = 0
     limit: int | None = None
     start: str | None = None
+    loss: LossWeights = field(default_factory=LossWeights)
     model: ModelConfig = field(default_factory=ModelConfig)
 
     def __post_init__(self) -> None:
         for name, lowest in (("epochs", 1), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0)):
             value = getattr(self, name)
             _require(_is_int(value) and value >= lowest, name, value, f"a whole number, {lowest} or more")
-        for name in ("lr", "weight_decay", "clip", "energy_weight", "shift_weight", "jitter"):
+        for name in ("lr", "weight_decay", "clip", "shift_weight", "jitter"):
             value = getattr(self, name)
-            positive = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
             may_be_zero = name in ("weight_decay", "shift_weight", "jitter")
-            _require(positive and (value > 0 or may_be_zero), name, value, "a positive number")
+            allowed = _is_finite(value) and (value > 0 or (value == 0 and may_be_zero))
+            _require(allowed, name, value, "a positive number")
             object.__setattr__(self, name, float(value))
         decay = self.ema_decay
         _require(isinstance(decay, int | float) and 0 <= decay < 1, "ema_decay", decay, "at least 0 and below 1")
@@ -132,22 +160,26 @@ class TrainConfig:
             ConfigError: A name is unknown or a value is not allowed.
         """
         values = dict(data)
-        model = values.pop("model", {})
-        if not isinstance(model, Mapping):
-            raise ConfigError("[model] is not a table", "Write [model] on a line of its own.")
+        tables = {}
+        for name, kind in _TABLES.items():
+            table = values.pop(name, {})
+            if not isinstance(table, Mapping):
+                raise ConfigError(f"[{name}] is not a table", f"Write [{name}] on a line of its own.")
+            _check_names(kind, table, f"{name}.")
+            tables[name] = (kind, table)
         _check_names(cls, values, "")
-        _check_names(ModelConfig, model, "model.")
         try:
-            return cls(**values, model=ModelConfig(**model))
+            return cls(**values, **{name: kind(**table) for name, (kind, table) in tables.items()})
         except TypeError as error:
             raise ConfigError(f"a configuration value has the wrong type: {error}") from error
 
     def to_toml(self) -> str:
         """Return the settings as TOML text."""
         values = self.to_dict()
-        model = values.pop("model")
+        tables = {name: values.pop(name) for name in _TABLES}
         lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
-        lines += ["", "[model]"] + [f"{key} = {_toml(value)}" for key, value in model.items()]
+        for name, table in tables.items():
+            lines += ["", f"[{name}]"] + [f"{key} = {_toml(value)}" for key, value in table.items()]
         return "\n".join(lines) + "\n"
 
     @classmethod
@@ -163,6 +195,14 @@ class TrainConfig:
             raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not valid TOML: {error}") from error
+
+
+#: The tables of a settings file.
+_TABLES: Final[Mapping[str, type]] = {"loss": LossWeights, "model": ModelConfig}
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_int(value: object) -> bool:

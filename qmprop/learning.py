@@ -42,7 +42,7 @@ _MOST_REPEATS: Final = 40
 #: Rows and columns that make a matrix worth Muon's while.
 _MATRIX_SIZE: Final = 16
 #: Distances in Å below which an atom that is not where it should be matters less and less: in the first quarter of a
-#: run, in which a sharper loss would have everything stay where it is, and after it.
+#: run from random weights, in which a sharper loss would have everything stay where it is, and after it.
 _TOLERANCES: Final = (0.03, 0.005)
 #: Muon optimizers that the matrices are dealt out to; a checkpoint holds the state of each.
 _MUONS: Final = 2
@@ -51,7 +51,7 @@ _STEPS_AHEAD: Final = 4
 _STEPS_BETWEEN_REPORTS: Final = 50
 #: How long the device's peak is measured.
 _PEAK_SECONDS: Final = 0.3
-_HOMO, _LUMO, _R2, _U0 = (LATENTS.index(key) for key in ("homo", "lumo", "r2", "u0"))
+_HOMO, _LUMO, _R2 = (LATENTS.index(key) for key in ("homo", "lumo", "r2"))
 
 
 #: Graph, labels and DFT positions of a batch.
@@ -194,8 +194,8 @@ class Learner(pl.LightningModule):
         self.network = EGNN(config.model)
         self.network.scales.copy_(torch.from_numpy(self.baseline.scales))
         self.averaged = copy.deepcopy(self.network).requires_grad_(False)
-        self.register_buffer("loss_weights", torch.ones(len(LATENTS)), persistent=False)
-        self.loss_weights[_U0] = config.energy_weight
+        weights = torch.tensor([getattr(config.loss, key) for key in LATENTS])
+        self.register_buffer("loss_weights", weights, persistent=False)
         self.repeated = _repeat(self.training_set)
         self.batches = Batches(self.repeated, config.batch_size, config.seed)
         self.threads = torch.get_num_threads()
@@ -400,15 +400,16 @@ class Learner(pl.LightningModule):
         surplus = sum_atoms(moments, graph.molecules, graph.molecule_count) / scales[_R2]
         errors[:, _R2] += surplus
         gaps = (errors[:, _LUMO] * scales[_LUMO] - errors[:, _HOMO] * scales[_HOMO]) / scales[_LUMO]
-        total = (errors.abs() @ self.loss_weights).mean() + gaps.abs().mean()
-        loss: Tensor = total / (self.loss_weights.sum() + 1.0)
+        total = (errors.abs() @ self.loss_weights).mean() + self.config.loss.gap * gaps.abs().mean()
+        loss: Tensor = total / (self.loss_weights.sum() + self.config.loss.gap)
         if self.config.model.refine_layers:
             loss = loss + self.config.shift_weight * _misplacement(refined, minima, graph, self._tolerance)
         return loss
 
     @property
     def _tolerance(self) -> float:
-        return _TOLERANCES[0 if 4 * self.batches.epoch < self.config.epochs else 1]
+        begins = self.config.start is None and 4 * self.batches.epoch < self.config.epochs
+        return _TOLERANCES[0 if begins else 1]
 
     def _validate(self, molecules: Molecules) -> dict[str, float]:
         model = Model(copy.deepcopy(self.averaged), self.baseline, device=self.device)

@@ -226,9 +226,17 @@ def _open_folder(
 
 
 def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
-    flat_old, flat_new = (config | config["model"] for config in (old, new))
-    keys = [key for key in {**flat_old, **flat_new} if key != "model" and flat_old.get(key) != flat_new.get(key)]
+    flat_old, flat_new = (_flatten(config) for config in (old, new))
+    keys = [key for key in {**flat_old, **flat_new} if flat_old.get(key) != flat_new.get(key)]
     return ", ".join(f"{key} was {flat_old.get(key)}, is {flat_new.get(key)}" for key in keys)
+
+
+def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings with those of a table named "table.name"."""
+    flat = {}
+    for key, value in settings.items():
+        flat |= {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def _describe(

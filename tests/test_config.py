@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qmprop.config import ModelConfig, TrainConfig
+from qmprop.config import LossWeights, ModelConfig, TrainConfig
 from qmprop.errors import ConfigError
 
 MODELS = st.builds(
@@ -33,6 +33,9 @@ CONFIGS = st.builds(
     jitter=st.floats(0.0, 1.0, allow_subnormal=False),
     limit=st.none() | st.integers(2, 10**6),
     start=st.none() | st.text(min_size=1),
+    loss=st.builds(
+        LossWeights, mu=st.floats(0.0, 1e6, allow_subnormal=False), gap=st.floats(0.0, 10.0, allow_subnormal=False)
+    ),
     model=MODELS,
 )
 
@@ -47,8 +50,9 @@ def test_toml_and_dict_keep_every_setting(tmp_path_factory: pytest.TempPathFacto
 
 def test_a_file_may_name_a_few_settings_only(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
-    path.write_text("epochs = 3\nlr = 1\n[model]\nlayers = 2\n")
-    assert TrainConfig.from_toml(path) == TrainConfig(epochs=3, lr=1.0, model=ModelConfig(layers=2))
+    path.write_text("epochs = 3\nlr = 1\n[loss]\nmu = 3\n[model]\nlayers = 2\n")
+    expected = TrainConfig(epochs=3, lr=1.0, loss=LossWeights(mu=3.0), model=ModelConfig(layers=2))
+    assert TrainConfig.from_toml(path) == expected
 
 
 def test_shipped_shape() -> None:
@@ -85,7 +89,6 @@ def test_a_shape_that_is_not_allowed_is_refused_by_name(name: str, value: Any) -
         *[("lr", value) for value in (0.0, -1e-3, float("nan"), float("inf"), "1e-3", True)],
         *[("clip", value) for value in (0, float("nan"))],
         *[("weight_decay", value) for value in (-0.1, float("nan"))],
-        *[("energy_weight", value) for value in (0.0, "4")],
         *[("shift_weight", value) for value in (-1.0, float("inf"))],
         *[("force_field_share", value) for value in (-0.1, 1.1, float("nan"), "0.5", None, True)],
         *[("jitter", value) for value in (-0.02, float("nan"), False)],
@@ -107,6 +110,9 @@ def test_a_setting_that_is_not_allowed_is_refused_by_name(name: str, value: Any)
         ("epoch = 3", "unknown setting 'epoch'"),
         ("[model]\nwidth = 3", "unknown setting 'model.width'"),
         ("model = 3", "[model] is not a table"),
+        ("[loss]\nu0 = -1", "u0 = -1"),
+        ("[loss]\nu = 1", "unknown setting 'loss.u'"),
+        ("loss = 4", "[loss] is not a table"),
         ("epochs = three", "is not valid TOML"),
         ('ema_decay = "x"', "ema_decay"),
         ("epochs = 0", "epochs = 0"),

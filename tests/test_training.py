@@ -285,7 +285,7 @@ def test_loss_of_r2_for_a_stretched_hydrogen_molecule() -> None:
     graph = make_graph(Molecule(np.array([1, 1]), given))
     labels = module.network(*graph.arguments())[0].detach()
     surplus = 2.0 * (0.40**2 - 0.37**2) / BOHR_ANGSTROM**2 / float(module.network.scales[row])
-    total = float(module.loss_weights.sum()) + 1.0
+    total = (float(module.loss_weights.sum()) + config.loss.gap) / config.loss.r2
     found = module._loss(graph, labels, torch.from_numpy(minima).float())
     assert found.item() * total == pytest.approx(surplus, rel=1e-4)
     labels[:, row] += surplus
@@ -498,7 +498,7 @@ def test_resuming_with_other_settings_or_data_is_refused(finished: Run, tmp_path
         (dataclasses.replace(CONFIG, jitter=0.03), "jitter was 0.02, is 0.03"),
         (dataclasses.replace(CONFIG, epochs=4), "epochs was 3, is 4"),
         (dataclasses.replace(CONFIG, limit=10), "limit was None, is 10"),
-        (other_model, "layers was 2, is 3"),
+        (other_model, "model.layers was 2, is 3"),
     ):
         with pytest.raises(ConfigError, match=difference):
             run(folder, config, resume=True)
