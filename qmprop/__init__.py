@@ -14,6 +14,7 @@ _WHERE = {
     "to_dataframe": "frames",
     "evaluate": "evaluation",
     "train": "training",
+    "calibrate": "calibration",
     "load_model": "model",
     "Model": "model",
     "Molecule": "molecule",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import platform
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -32,6 +34,7 @@ OK: Final = 0
 SOME_RECORDS_FAILED: Final = 3
 
 DEFAULT_WEIGHTS: Final = "egnn-qm9"
+DEFAULT_LEVEL: Final = "0.9"
 _JOB: Final = TrainConfig()  # that made the bundled weights
 
 app = typer.Typer(
@@ -172,6 +175,29 @@ def predict(
             rich_help_panel="Properties",
         ),
     ] = None,
+    interval: Annotated[
+        str | None,
+        typer.Option(
+            "--interval",
+            metavar="LEVEL|none",
+            help="Share of molecules like the training set's whose true value lies in the interval, such as 0.95 or "
+            f"95%; none for no intervals. Default: {DEFAULT_LEVEL}.",
+            autocompletion=completion.complete_levels,
+            rich_help_panel="Properties",
+        ),
+    ] = None,
+    neighbors: Annotated[
+        int,
+        typer.Option(
+            "--neighbors",
+            min=0,
+            max=100,
+            metavar="N",
+            help="In table, json and jsonl, show the N nearest training molecules with their DFT values. Default: 0.",
+            show_default=False,
+            rich_help_panel="Properties",
+        ),
+    ] = 0,
     weights: WeightsOption = DEFAULT_WEIGHTS,
     device: DeviceOption = "auto",
     batch_size: Annotated[
@@ -238,6 +264,7 @@ def predict(
       qmprop predict molecules/ 'more/*.sdf' -o results.csv
       qmprop predict water.xyz -p homo,lumo,gap -u hartree -u gap=meV
       qmprop predict --smiles 'CCO ethanol' --smiles 'CC=O acetaldehyde'
+      qmprop predict molecule.xyz --interval 0.95 --neighbors 5
       qmprop predict library.sdf.gz -o predicted.parquet
       qmprop predict library.sdf -o predicted.sdf --resume
       qmprop predict library.sdf -o minima.sdf --refined
@@ -253,6 +280,7 @@ def predict(
       141  the reader of the output went away
     """
     from qmprop import console
+    from qmprop.figures import parse_level
     from qmprop.outputs import Output
     from qmprop.readers import check_format
     from qmprop.targets import parse_properties, parse_units
@@ -268,7 +296,8 @@ def predict(
     wanted = parse_units(units)
     chosen = {key: wanted[key] for key in parse_properties(properties and ",".join(properties))}
     check_format(input_format)
-    _check_output(name, path, resume=resume, refined=refined)
+    level = parse_level(DEFAULT_LEVEL if interval is None else interval)
+    _check_output(name, path, resume=resume, refined=refined, neighbors=neighbors)
     _refuse_input(path, inputs)
     encoding = console.output_encoding() if name == "table" and path is None else "utf-8"
     with Output(path, encoding=encoding, resumable=resume) as stream:
@@ -276,12 +305,11 @@ def predict(
         from qmprop.model import load_model
         from qmprop.partials import check_inputs
         from qmprop.progress import Meter
-        from qmprop.rows import Layout
 
         model = load_model(weights, device=device)
-        layout = Layout(chosen, calibrated=bool(model.metadata.get("calibration")))
+        layout = _create_layout(chosen, level, model, insist=interval is not None)
         writer = _create_writer(name, layout, path, model)
-        written = _find_written(stream, name, layout, model.id)
+        written = _find_written(stream, name, layout, model.id, neighbors)
         meter = Meter([] if smiles or files_from is not None else inputs, patterns=pattern or ())
         found = check_inputs(
             _read(inputs, files_from, smiles or [], input_format, pattern, jobs, meter), written, stream.partial
@@ -292,6 +320,8 @@ def predict(
             units=chosen,
             weights=model,
             batch_size=batch_size,
+            interval=layout.level,
+            neighbors=neighbors,
             skip=written.count,
             refined=refined,
         )
@@ -319,8 +349,8 @@ def _read(
     )
 
 
-def _check_output(name: str, path: str | None, *, resume: bool, refined: bool) -> None:
-    """Refuse what cannot be written to a terminal, or not be resumed, or has no place for a geometry."""
+def _check_output(name: str, path: str | None, *, resume: bool, refined: bool, neighbors: int) -> None:
+    """Refuse what cannot be written to a terminal, or not be resumed, or has no place for what is asked for."""
     from qmprop import console
     from qmprop.partials import RESUMABLE
 
@@ -328,20 +358,32 @@ def _check_output(name: str, path: str | None, *, resume: bool, refined: bool) -
         raise UsageError(f"format '{name}' cannot be resumed", f"Use one of: {', '.join(RESUMABLE)}.")
     if refined and name not in ("extxyz", "sdf"):
         raise UsageError(f"format '{name}' holds no geometries", "With --refined, use -f extxyz or -f sdf.")
+    if neighbors and name not in ("table", "json", "jsonl"):
+        raise UsageError(f"format '{name}' holds no neighbors", "With --neighbors, use -f table, json or jsonl.")
     if resume and path is None:
         raise UsageError("standard output cannot be resumed", "Name a file with -o.")
     if name == "parquet" and path is None and console.writes_to_terminal():
         raise UsageError("parquet is nothing for a terminal", "Name a file with -o, or use another format.")
 
 
-def _find_written(stream: Output, name: str, layout: Layout, model: str) -> Written:
+def _create_layout(units: Mapping[str, str], level: float | None, model: Model, *, insist: bool) -> Layout:
+    """Return the columns that the weights can fill; refuse intervals that they do not give, if they are insisted on."""
+    from qmprop.rows import Layout
+
+    calibrated = bool(model.extras)
+    if level is not None and insist and not calibrated:
+        raise UsageError(f"the weights {model.id} have no calibration for intervals", "Leave --interval out.")
+    return Layout(units, level if calibrated else None, judged=calibrated)
+
+
+def _find_written(stream: Output, name: str, layout: Layout, model: str, neighbors: int) -> Written:
     """Return what an earlier run left in a resumable output, which then continues behind it."""
     from qmprop import console
     from qmprop.partials import Written, find_written
 
     if stream.partial is None:
         return Written()
-    written = find_written(stream.partial, name, layout, model)
+    written = find_written(stream.partial, name, layout, model, neighbors)
     stream.cut(written.size)
     if written.count:
         console.print_note(f"continuing after {written.count:,} records in '{stream.partial}'")
@@ -386,12 +428,13 @@ def _write(
 
 def _create_writer(name: str, layout: Layout, path: str | None, model: Model) -> Writer:
     from qmprop import __version__, console
+    from qmprop.card import known_errors
     from qmprop.tables import TableWriter
     from qmprop.writers import create_writer
 
     if name != "table":
         return create_writer(name, layout, {"qmprop_model": model.id, "qmprop_version": __version__})
-    return TableWriter(layout.units, console.output_style(path), console.known_errors(model.metadata))
+    return TableWriter(layout.units, console.output_style(path), known_errors(model.metadata))
 
 
 def _refuse_input(output: str | None, inputs: Iterable[str]) -> None:
@@ -432,7 +475,7 @@ def train(
     ] = None,
     device: DeviceOption = "auto",
 ) -> int:
-    """Train a network on QM9's training split.
+    """Train a network on QM9's training split, and calibrate it.
 
     Without options this is the job that made the bundled weights.
     The run's folder holds its settings, logs and checkpoints, and at the end a
@@ -463,6 +506,7 @@ def train(
                 on_load=monitor.load,
                 on_step=monitor.step,
                 on_epoch=monitor.epoch,
+                on_calibrate=monitor.calibrate,
             )
     except ModuleNotFoundError as error:
         raise QmpropError(f"training needs {error.name}", "Install it with: pip install 'qmprop[train]'.") from error
@@ -482,15 +526,49 @@ def _load_config(path: str | None, resume: str | None, options: Mapping[str, Any
     return dataclasses.replace(settings, **{key: value for key, value in options.items() if value is not None})
 
 
+@app.command()
+def calibrate(
+    weights: Annotated[
+        str, typer.Option("-w", "--weights", metavar="FILE", help="The weights file, which train has written.")
+    ],
+    data: DataOption = "qm9",
+    out: Annotated[
+        str | None, typer.Option("-o", "--out", metavar="FILE", help="Write here. Default: into the file itself.")
+    ] = None,
+    device: DeviceOption = "auto",
+) -> int:
+    """Give weights their error bars, and a sense of what they do not know.
+
+    The molecules that were kept for it tell how far predictions are off; no
+    molecule trained on takes part in that. `train` does this at its end.
+    Afterwards the test split is evaluated, and the file keeps the result.
+
+    Examples:
+      qmprop calibrate -w runs/long/weights.safetensors
+      qmprop calibrate -w runs/long/weights.safetensors -o calibrated.safetensors
+    """
+    from qmprop import console
+    from qmprop.calibration import calibrate as run_calibration
+
+    with console.bars("Reading QM9", "Calibrating") as (load, advance):
+        model = run_calibration(weights, data=data, out=out, device=device, on_load=load, on_progress=advance)
+    console.print_note(f"calibrated weights {model.id} are in {out or weights}")
+    return OK
+
+
 @app.command("eval")
 def evaluate(
     weights: WeightsOption = DEFAULT_WEIGHTS,
     data: DataOption = "qm9",
     split: Annotated[Literal["train", "valid", "test"], typer.Option("--split", help="Which part of QM9.")] = "test",
     geometry: Annotated[
-        Literal["dft", "mmff", "xtb", "all"],
-        typer.Option("--geometry", help="DFT, or the MMFF94 or GFN2-xTB minima reached from it; or all three."),
-    ] = "dft",
+        Literal["dft", "mmff", "xtb", "all"] | None,
+        typer.Option(
+            "--geometry",
+            help="DFT (default), or the MMFF94 or GFN2-xTB minima reached from it; or all three.",
+            show_default=False,
+        ),
+    ] = None,
     format: Annotated[
         Literal["table", "json"], typer.Option("-f", "--format", help="How to show the errors.")
     ] = "table",
@@ -501,6 +579,15 @@ def evaluate(
         list[str] | None,
         typer.Option(
             "-u", "--units", metavar="UNITS", help="Units of the labels in FILE, as for predict. Default: ev."
+        ),
+    ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            help="Write tables and charts to FILE, too: one HTML page. Of QM9 with all geometries, unless --geometry "
+            "says otherwise.",
         ),
     ] = None,
     device: DeviceOption = "auto",
@@ -514,42 +601,89 @@ def evaluate(
       qmprop eval -w runs/long/weights.safetensors --split valid -f json
       qmprop eval --geometry mmff
       qmprop eval --data labeled.extxyz
+      qmprop eval --report report.html
     """
     from qmprop import console, evaluation
     from qmprop.outputs import Output
 
-    kinds = evaluation.GEOMETRIES if geometry == "all" else (geometry,)
-    with console.bars("Reading QM9", "Minimizing", "Evaluating") as (load, minimize, advance):
-        reports = [
-            evaluation.evaluate(
-                weights=weights,
-                data=data,
-                split=split,
-                geometry=kind,
-                device=device,
-                limit=limit,
-                units=",".join(units) if units else None,
-                on_load=load,
-                on_minimize=minimize,
-                on_progress=advance,
-            ).to_dict()
-            for kind in kinds
-        ]
+    kinds = _choose_geometries(geometry, data, reported=report is not None)
+    spec = ",".join(units) if units else None
+    with _open_report(report, [data, weights]) as page:
+        with console.bars("Reading QM9", "Minimizing", "Evaluating") as (load, minimize, advance):
+            found = [
+                evaluation.evaluate(
+                    weights=weights,
+                    data=data,
+                    split=split,
+                    geometry=kind,
+                    device=device,
+                    limit=limit,
+                    units=spec,
+                    smiles=report is not None,
+                    on_load=load,
+                    on_minimize=minimize,
+                    on_progress=advance,
+                )
+                for kind in kinds
+            ]
+        if page is not None:
+            from qmprop.report import render_report
+
+            options = {"-w": weights, "--data": data, "--split": split, "--geometry": geometry, "-u": spec}
+            options |= {"--limit": None if limit is None else str(limit), "--device": device}
+            page.write(render_report(found, command=_repeat_eval(options)))
+    if len(found) > 1:
+        found = evaluation.compare_geometries(found)
+    reports = [item.to_dict() for item in found]
     if format == "json":
         with Output() as output:
-            shown = reports if geometry == "all" else reports[0]
+            shown = reports[0] if len(reports) == 1 else reports
             output.write(json.dumps(shown, indent=2, allow_nan=False) + "\n")
     else:
         style, paper = console.output_style(None), evaluation.PAPER_MAE
         parts = (
-            console.comparison_parts(reports, paper, style)
-            if geometry == "all"
-            else console.report_parts(reports[0], paper, style)
+            console.report_parts(reports[0], paper, style)
+            if len(reports) == 1
+            else console.comparison_parts(reports, paper, style, evaluation.summarize_mix(found[:2]))
         )
         console.print_parts(parts)
-    for report in reports:
-        console.note_skipped(report)
+    for item in reports:
+        console.note_skipped(item)
     return OK
+
+
+def _choose_geometries(geometry: str | None, data: str, *, reported: bool) -> tuple[str, ...]:
+    """Return the kinds of geometry to evaluate: for a report of QM9, by default, all."""
+    from qmprop import evaluation
+    from qmprop.datasets import is_cache
+
+    if geometry == "all" or (geometry is None and reported and (data == "qm9" or is_cache(data))):
+        return evaluation.GEOMETRIES
+    return (geometry or "dft",)
+
+
+def _open_report(path: str | None, inputs: list[str]) -> Output | contextlib.nullcontext[None]:
+    """Open the page to write, if there is to be one, so that what stands in its way is told at once."""
+    from qmprop.outputs import Output
+
+    if path is None:
+        return contextlib.nullcontext()
+    from qmprop.report import check_report
+
+    check_report(path, inputs)
+    return Output(path, option="--report")
+
+
+def _repeat_eval(options: Mapping[str, str | None]) -> str:
+    """Return the command that makes the report again: the options that are not as they are without them."""
+    defaults = {"-w": DEFAULT_WEIGHTS, "--data": "qm9", "--split": "test", "--device": "auto"}
+    words = [
+        word
+        for name, text in options.items()
+        if text is not None and text != defaults.get(name)
+        for word in (name, text)
+    ]
+    return shlex.join(["qmprop", "eval", *words, "--report", "report.html"])
 
 
 @app.command()
@@ -573,12 +707,13 @@ def schema() -> int:
 def info(weights: WeightsOption = DEFAULT_WEIGHTS) -> int:
     """Show versions, devices, and what is known about the weights."""
     from qmprop import console
+    from qmprop.card import facts_parts, model_parts
     from qmprop.model import load_model
 
-    console.print_parts(console.facts_parts("Versions", _versions()))
-    console.print_parts(console.facts_parts("Devices", _devices()))
+    style = console.output_style(None)
+    console.print_parts(facts_parts("Versions", _versions(), style) + facts_parts("Devices", _devices(), style))
     model = load_model(weights, device="cpu")
-    console.print_parts(console.model_parts(model.id, model.metadata))
+    console.print_parts(model_parts(model.id, model.metadata, style))
     return OK
 
 

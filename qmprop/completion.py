@@ -45,6 +45,11 @@ def complete_input_formats() -> list[str]:
     return sorted(suffix.removeprefix(".") for suffix in FOLDER_SUFFIXES)
 
 
+def complete_levels() -> list[str]:
+    """Return levels of intervals that people use; others are fine."""
+    return ["0.68", "0.8", "0.9", "0.95", "0.99", "none"]
+
+
 def complete_weights() -> list[str]:
     """Return the names of the bundled weights."""
     return sorted({file.stem for folder in bundled_folders() for file in folder.glob("*.safetensors")})

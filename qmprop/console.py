@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -26,24 +26,21 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from qmprop.card import GEOMETRY_NAMES, significant_decimals
 from qmprop.errors import QmpropError
 from qmprop.monitor import TrainingMonitor
 from qmprop.outputs import Output
 from qmprop.records import Record
 from qmprop.tables import Style, draw, label, new_table, printable
-from qmprop.targets import TARGETS, unit_factor
 
-#: Mean absolute errors in the weights' metadata, in evaluation units; the first there is decides the digits shown.
-_ERRORS: Final = {
-    "test_mae": "Mean absolute error on the test split",
-    "validation_mae": "Mean absolute error on the validation molecules",
-}
+if TYPE_CHECKING:
+    from qmprop.evaluation import Errors
+
 #: So many failed records are told one by one; a million lines about a damaged archive would help nobody.
 LISTED_ERRORS: Final = 10
 _REDRAW: Final = 0.1  # seconds between two looks at what has been done
 #: The console of what is shown on stderr at the moment; lines must not break it.
 _LIVE: Final[list[Console]] = []
-_GEOMETRIES: Final = {"dft": "DFT", "file": "given", "mmff": "MMFF94", "xtb": "GFN2-xTB"}
 
 
 def print_error(error: QmpropError) -> None:
@@ -218,13 +215,13 @@ def report_parts(report: Mapping[str, Any], paper: Mapping[str, float], style: S
     for heading in (*errors.values(), "EGNN\npaper", "ratio"):
         table.add_column(heading, justify="right")
     for key, row in report["properties"].items():
-        digits = _digits(row["mae"])
+        digits = significant_decimals(row["mae"])
         numbers = [f"{row[name]:{'+' if name == 'bias' else ''}.{digits}f}" for name in errors]
         reference = [f"{paper[key]:g}", f"{row['mae'] / paper[key]:.2f}"] if key in paper else ["", ""]
         table.add_row(key, row["unit"], *numbers, *reference)
     skipped = report.get("skipped", 0)
     where = _place(report)
-    where += "" if report["geometry"] == "file" else f", {_GEOMETRIES[report['geometry']]} geometries"
+    where += "" if report["geometry"] == "file" else f", {GEOMETRY_NAMES[report['geometry']]} geometries"
     where += f": {report['molecules']:,} molecules" + (f", {skipped:,} without one" if skipped else "")
     notes = [Text(f" model {report['weights']}", style="dim")]
     if distances := report.get("rmsd"):
@@ -232,28 +229,50 @@ def report_parts(report: Mapping[str, Any], paper: Mapping[str, float], style: S
             f" median RMSD to the DFT geometry: {distances['given']:.3f} Å given, {distances['refined']:.3f} Å refined"
         )
         notes.insert(0, Text(text, style="dim"))
-    return [_title(where), table, Text(), *notes]
+    return [_title(where), table, Text(), *_interval_parts(report, style), *notes]
+
+
+def _interval_parts(report: Mapping[str, Any], style: Style) -> list[RenderableType]:
+    """Return a table of what the 90 % intervals are worth, and how many molecules are outside; nothing without them."""
+    rows = {key: row for key, row in report["properties"].items() if row.get("coverage") is not None}
+    if not rows:
+        return []
+    table = new_table(style)
+    table.add_column("property", style="bold")
+    table.add_column("unit", style="dim")
+    for heading in ("mean\n±", "true value\ninside", "MAE where narrowest\nover MAE of all"):
+        table.add_column(heading if style.unicode else heading.replace("±", "+-"), justify="right")
+    for key, row in rows.items():
+        width = f"{row['half_width']:.{significant_decimals(row['half_width'])}f}"
+        sharpness = "" if row["sharpness"] is None else f"{row['sharpness']:.2f}"
+        table.add_row(key, row["unit"], width, f"{100 * row['coverage']:.1f} %", sharpness)
+    note = f" out of the domain: {100 * report['outside']:.2f} % of the molecules; narrowest: a tenth of them"
+    return [_title("90 % intervals"), table, Text(), Text(note, style="dim")]
 
 
 def comparison_parts(
-    reports: Sequence[Mapping[str, Any]], paper: Mapping[str, float], style: Style
+    reports: Sequence[Mapping[str, Any]],
+    paper: Mapping[str, float],
+    style: Style,
+    mix: Mapping[str, Errors] | None = None,
 ) -> list[RenderableType]:
-    """Return `eval`'s table for several geometries: their mean absolute errors side by side.
+    """Return `eval`'s tables for several geometries: errors, shifts and intervals side by side.
 
     Args:
         reports: `Report.to_dict()` of each.
         paper: The paper's mean absolute errors by key, in evaluation units.
         style: How to draw.
+        mix: Errors over the DFT and force-field geometries taken together.
     """
     table = new_table(style)
     table.add_column("property", style="bold")
     table.add_column("unit", style="dim")
     for report in reports:
-        table.add_column(f"{_GEOMETRIES[report['geometry']]}\n{report['molecules']:,}", justify="right")
+        table.add_column(f"{GEOMETRY_NAMES[report['geometry']]}\n{report['molecules']:,}", justify="right")
     table.add_column("EGNN\npaper", justify="right")
     for key, first in reports[0]["properties"].items():
         errors = [report["properties"][key]["mae"] for report in reports]
-        texts = [f"{error:.{_digits(errors[0])}f}" for error in errors]
+        texts = [f"{error:.{significant_decimals(errors[0])}f}" for error in errors]
         table.add_row(key, first["unit"], *texts, f"{paper[key]:g}" if key in paper else "")
     title = _title(f"{_place(reports[0])}: mean absolute error, by geometry and molecules")
     notes = [f" model {reports[0]['weights']}"]
@@ -261,48 +280,55 @@ def comparison_parts(
         for name in ("given", "refined"):
             table.add_row(f"rmsd {name}", "Å", *(f"{report['rmsd'][name]:.3f}" for report in reports), "")
         notes.insert(0, " rmsd: median distance of the given and the refined geometry from that of DFT")
-    return [title, table, Text(), *(Text(note, style="dim") for note in notes)]
+    parts = [title, table, Text(), *_shift_parts(reports, style), *_coverage_parts(reports, mix or {}, style)]
+    return [*parts, *(Text(note, style="dim") for note in notes)]
+
+
+def _shift_parts(reports: Sequence[Mapping[str, Any]], style: Style) -> list[RenderableType]:
+    """Return a table of how far predictions move with the geometry; nothing where that is not known."""
+    others = [report for report in reports if report["geometry"] != "dft"]
+    if any(row.get("shift") is None for report in others for row in report["properties"].values()):
+        return []
+    table = new_table(style)
+    table.add_column("property", style="bold")
+    table.add_column("unit", style="dim")
+    for report in others:
+        table.add_column(GEOMETRY_NAMES[report["geometry"]], justify="right")
+    for key, first in others[0]["properties"].items() if others else ():
+        shifts = [report["properties"][key]["shift"] for report in others]
+        table.add_row(key, first["unit"], *(f"{shift:.{significant_decimals(shift)}f}" for shift in shifts))
+    title = "Mean absolute difference from the predictions for the DFT geometries of the same molecules"
+    return [_title(title), table, Text()] if others else []
+
+
+def _coverage_parts(
+    reports: Sequence[Mapping[str, Any]], mix: Mapping[str, Errors], style: Style
+) -> list[RenderableType]:
+    """Return a table of the share of true values in the 90 % intervals; nothing without calibration."""
+    if any(row.get("coverage") is None for report in reports for row in report["properties"].values()):
+        return []
+    table = new_table(style)
+    table.add_column("property", style="bold")
+    for report in reports:
+        table.add_column(GEOMETRY_NAMES[report["geometry"]], justify="right")
+    if mix:
+        table.add_column("DFT and\nMMFF94", justify="right")
+        table.add_column("MAE where narrowest\nover MAE of all", justify="right")
+    for key in reports[0]["properties"]:
+        cells = [f"{100 * report['properties'][key]['coverage']:.1f} %" for report in reports]
+        cells += [f"{100 * (mix[key].coverage or 0.0):.1f} %", f"{mix[key].sharpness:.2f}"] if mix else []
+        table.add_row(key, *cells)
+    alarms = [f"{100 * report['outside']:.2f} %" for report in reports]
+    table.add_row("out of domain", *alarms, *([""] * 2 if mix else []))
+    return [_title("True values inside the 90 % intervals"), table, Text()]
 
 
 def note_skipped(report: Mapping[str, Any]) -> None:
     """Print on stderr how many molecules `eval` left out for want of a geometry, and why."""
     if report.get("skipped"):
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in report["skipped_reasons"].items())
-        name = _GEOMETRIES[report["geometry"]]
+        name = GEOMETRY_NAMES[report["geometry"]]
         print_note(f"{report['skipped']:,} molecules without a geometry of {name} are left out: {reasons}")
-
-
-def facts_parts(title: str, facts: Mapping[str, object]) -> list[RenderableType]:
-    """Return a titled list of names and values."""
-    width = max((len(name) for name in facts), default=0)
-    lines = [f"   {name.ljust(width)}  {printable(str(value))}" for name, value in facts.items()]
-    return [Text(f" {title}", style="bold"), *(Text(line, no_wrap=True, overflow="ignore") for line in lines), Text()]
-
-
-def model_parts(name: str, metadata: Mapping[str, Any]) -> list[RenderableType]:
-    """Return what is known about the weights, for `info`."""
-    facts = {key.replace("_", " "): _plain(value) for key, value in metadata.items() if key not in _ERRORS}
-    parts = facts_parts(f"Weights {name}", facts)
-    for kind, title in _ERRORS.items():
-        if known := _stated_errors(metadata, kind):
-            texts = {key: f"{error:.{_digits(error)}f} {TARGETS[key].evaluation_unit}" for key, error in known.items()}
-            parts += facts_parts(title, texts)
-    return parts
-
-
-def known_errors(metadata: Mapping[str, Any]) -> dict[str, float]:
-    """Return the weights' error by key, in default units: on the test split, else on the validation molecules."""
-    errors = next(filter(None, (_stated_errors(metadata, kind) for kind in _ERRORS)), {})
-    return {key: error * unit_factor(key, TARGETS[key].evaluation_unit) for key, error in errors.items()}
-
-
-def _stated_errors(metadata: Mapping[str, Any], kind: str) -> dict[str, float]:
-    """Return the errors by key that are numbers: anybody can write into the metadata of a weights file."""
-    errors = metadata.get(kind)
-    if not isinstance(errors, Mapping):
-        return {}
-    numbers = {key: error for key, error in errors.items() if key in TARGETS and type(error) in (int, float)}
-    return {key: float(error) for key, error in numbers.items() if 0 < error < 1e12}
 
 
 class _DoneColumn(BarColumn):
@@ -341,20 +367,6 @@ def _stderr() -> Console:
 
 def _is_terminal(stream: Any) -> bool:
     return stream is not None and not stream.closed and bool(stream.isatty())
-
-
-def _digits(error: float) -> int:
-    """Return the decimals that show three digits of the error."""
-    return max(0, 2 - math.floor(math.log10(error))) if error > 0.0 and math.isfinite(error) else 3
-
-
-def _plain(value: object) -> str:
-    """Return a value of the weights' metadata on one line."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return f"{len(value)} values" if len(value) > 4 else ", ".join(map(_plain, value))
-    return str(value)
 
 
 def _place(report: Mapping[str, Any]) -> str:

@@ -209,7 +209,12 @@ class EGNN(nn.Module):
             Outputs in the order of `LATENTS`, in units of `scales`, after the baseline of the refined geometry is
             removed [M, 10]; and the refined geometry in Å, its centers of mass at the origin [N, 3].
         """
-        positions, pairs, h, v = self.encode(numbers, positions, first, second, molecules, molecule_count)
+        encoding = self.encode(numbers, positions, first, second, molecules, molecule_count)
+        return self.read(encoding, molecules, molecule_count), encoding.positions
+
+    def read(self, encoding: Encoding, molecules: Tensor, molecule_count: int) -> Tensor:
+        """Return the outputs of `forward` for atoms that are encoded [M, 10]."""
+        positions, pairs, h, v = encoding
         still = positions.detach()
         a = self.atoms(h)
         totals = sum_atoms(self.sums(a), molecules, molecule_count)
@@ -219,7 +224,7 @@ class EGNN(nn.Module):
         mu, r2 = _moments(self._charges(a, pairs), dipoles, still / BOHR_ANGSTROM, molecules, molecule_count)
         outputs["mu"] = mu * EA0_DEBYE / self.scales[LATENTS.index("mu")]
         outputs["r2"] = outputs["r2"] + r2 / self.scales[LATENTS.index("r2")]
-        return torch.stack([outputs[key] for key in LATENTS], dim=1), positions
+        return torch.stack([outputs[key] for key in LATENTS], dim=1)
 
     def encode(
         self, numbers: Tensor, positions: Tensor, first: Tensor, second: Tensor, molecules: Tensor, molecule_count: int

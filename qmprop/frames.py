@@ -32,9 +32,14 @@ def to_dataframe(records: Iterable[Record]) -> DataFrame:
     except ModuleNotFoundError as error:
         raise QmpropError("a DataFrame needs pandas", "Install it with: pip install pandas.") from error
     kept = list(records)
-    layout = Layout(_find_units(kept), calibrated=any(record.domain is not None for record in kept))
+    layout = Layout(
+        _find_units(kept),
+        level=next((record.interval_level for record in kept if record.interval_level is not None), None),
+        judged=any(record.domain is not None for record in kept),
+    )
     columns = layout.columns()
-    frame = DataFrame([layout.row(record) for record in kept], columns=[column.name for column in columns])
+    rows, names = [layout.row(record) for record in kept], [column.name for column in columns]
+    frame = DataFrame(rows, columns=names, dtype="object")  # pandas would turn None among text into NaN
     return frame.astype({column.name: _DTYPES[column.kind] for column in columns})
 
 

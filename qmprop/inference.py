@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 
 from qmprop.errors import UsageError
 from qmprop.formats import move_mdl
-from qmprop.model import Model, load_model
-from qmprop.molecule import Molecule, find_error, find_warnings
+from qmprop.graph import concatenate
+from qmprop.library import load_library
+from qmprop.model import Model, Outcome, load_model
+from qmprop.molecule import Molecule, find_error, find_flaws
 from qmprop.readers import FOLDER_SUFFIXES, Failure, from_ase, from_rdkit, read_paths
-from qmprop.records import Message, Record, Value
-from qmprop.targets import parse_properties, parse_units, unit_factor
+from qmprop.records import Message, Neighbor, Record, Value
+from qmprop.targets import DEFAULT_KEYS, TARGETS, parse_properties, parse_units, unit_factor
+from qmprop.trust import LEVEL, Judgment, Trust, check_level, load_trust
 
 #: Molecules and atoms of a batch where the caller names no batch size. On a CPU what fits its caches is fastest.
 CPU_BATCH: Final = (128, 1_024)
@@ -29,8 +32,107 @@ GPU_BATCH: Final = (2_048, 32_768)
 #: Source of molecules that come as Python objects.
 MEMORY_SOURCE: Final = "<memory>"
 
-Predictions = Mapping[str, NDArray[np.float64]]
 Pair = tuple[Molecule | Failure, Record]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What every record is to hold: unit by property, level of the intervals, nearest training molecules."""
+
+    units: Mapping[str, str]
+    level: float | None
+    neighbors: int
+    refined: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Answer:
+    """What there is to say about one molecule: values and half-widths in the wanted units, and the trust in them."""
+
+    values: NDArray[np.float64]
+    half_widths: NDArray[np.float64] | None
+    moves: NDArray[np.float64]
+    judgment: Judgment | None
+    neighbors: tuple[Neighbor, ...]
+
+
+class _Predictor:
+    """A model and its calibration, which answer for batches of molecules."""
+
+    def __init__(self, model: Model, wanted: _Wanted) -> None:
+        self.model, self.wanted = model, wanted
+        self.trust = load_trust(model)
+        if wanted.neighbors and self.trust is None:
+            raise UsageError(f"the weights {model.id} know no training molecules", "Calibrate them: qmprop calibrate.")
+        self.library = load_library(model.metadata) if wanted.neighbors else None
+
+    def answer(self, molecules: Sequence[Molecule]) -> list[_Answer | Message]:
+        """Return for each molecule its answer, or why there is none."""
+        if not molecules:
+            return []
+        outcome = self._attempt(molecules)
+        if outcome is None and len(molecules) == 1:
+            count = len(molecules[0].numbers)
+            return [Message("out-of-memory", f"The molecule with {count} atoms does not fit into the device's memory.")]
+        if outcome is None:
+            middle = len(molecules) // 2
+            return self.answer(molecules[:middle]) + self.answer(molecules[middle:])
+        return self._interpret(molecules, outcome)
+
+    def _attempt(self, molecules: Sequence[Molecule]) -> Outcome | None:
+        """Run one batch; None if it did not fit into memory."""
+        try:
+            return self.model.run(*concatenate(molecules))
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        # Outside the handler, so that the failed attempt's tensors are already gone.
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+    def _interpret(self, molecules: Sequence[Molecule], outcome: Outcome) -> list[_Answer | Message]:
+        factors = np.array([unit_factor(key, unit) for key, unit in self.wanted.units.items()])
+        properties = outcome.properties()
+        values = np.stack([properties[key] for key in self.wanted.units], axis=1) / factors
+        count = len(molecules)
+        widths: Sequence[NDArray[np.float64] | None] = [None] * count
+        judgments: Sequence[Judgment | None] = [None] * count
+        neighbors: Sequence[tuple[Neighbor, ...]] = [()] * count
+        if self.trust is not None:
+            judgments = self.trust.judge(molecules, outcome.traits)
+            if self.wanted.level is not None:
+                columns = [DEFAULT_KEYS.index(TARGETS[key].total or key) for key in self.wanted.units]
+                widths = list(self.trust.half_widths(outcome.traits, self.wanted.level)[:, columns] / factors)
+            if self.wanted.neighbors:
+                neighbors = self._find_neighbors(self.trust, outcome)
+        moves = np.split(outcome.moves, np.cumsum([len(molecule.numbers) for molecule in molecules])[:-1])
+        rows = zip(values, widths, moves, judgments, neighbors, strict=True)
+        return [self._check(_Answer(*row)) for row in rows]
+
+    def _check(self, answer: _Answer) -> _Answer | Message:
+        bad = [key for key, value in zip(self.wanted.units, answer.values, strict=True) if not np.isfinite(value)]
+        if bad:
+            return Message("non-finite-prediction", f"The network gave no finite number for {', '.join(bad)}.")
+        return answer
+
+    def _find_neighbors(self, trust: Trust, outcome: Outcome) -> list[tuple[Neighbor, ...]]:
+        rows, distances = trust.nearest(outcome.traits, self.wanted.neighbors)
+        return [
+            tuple(self._describe(trust, row, distance) for row, distance in zip(*pair, strict=True))
+            for pair in zip(rows.tolist(), distances.tolist(), strict=True)
+        ]
+
+    def _describe(self, trust: Trust, row: int, distance: float) -> Neighbor:
+        """Return a training molecule with its reference values, as far as they are at hand."""
+        known = self.library.get(int(trust.ids[row])) if self.library is not None else None
+        if known is None:
+            return Neighbor(trust.name(row), "", distance)
+        units = self.wanted.units.items()
+        values = {key: Value(known.values[key] / unit_factor(key, unit), unit) for key, unit in units}
+        return Neighbor(trust.name(row), known.smiles, distance, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +151,8 @@ def predict(
     weights: str | os.PathLike[str] | Model = "egnn-qm9",
     device: str = "auto",
     batch_size: int | None = None,
+    interval: float | None = LEVEL,
+    neighbors: int = 0,
 ) -> Iterator[Record]:
     """Predict the properties of a stream of molecules.
 
@@ -67,17 +171,28 @@ def predict(
         weights: Name of bundled weights, path of a weights file, or a loaded `Model`.
         device: "auto", "cpu", "cuda" or "cuda:1"; ignored where `weights` is a loaded model.
         batch_size: Molecules in a batch; None chooses by the number of molecules and atoms.
+        interval: Share of references that the intervals are to hold, 0.5 to 0.999; None for no intervals. Weights
+            without a calibration give none.
+        neighbors: How many of the nearest training molecules to name.
 
     Yields:
         One record per input record, in order, errors included.
 
     Raises:
-        UsageError: A property, unit, batch size or kind of molecule is not known.
+        UsageError: A property, unit, batch size, level or kind of molecule is not known, or neighbors are asked of
+            weights without a calibration.
         WeightsError: The weights cannot be loaded.
         DeviceError: The device does not exist here.
     """
     pairs = predict_pairs(
-        molecules, properties=properties, units=units, weights=weights, device=device, batch_size=batch_size
+        molecules,
+        properties=properties,
+        units=units,
+        weights=weights,
+        device=device,
+        batch_size=batch_size,
+        interval=interval,
+        neighbors=neighbors,
     )
     return (record for _, record in pairs)
 
@@ -90,6 +205,8 @@ def predict_pairs(
     weights: str | os.PathLike[str] | Model = "egnn-qm9",
     device: str = "auto",
     batch_size: int | None = None,
+    interval: float | None = LEVEL,
+    neighbors: int = 0,
     skip: int = 0,
     refined: bool = False,
 ) -> Iterator[Pair]:
@@ -107,29 +224,26 @@ def predict_pairs(
         The molecule, or the reader's failure, and its record; one pair per input record, in order.
     """
     keys = parse_properties(properties)
-    wanted = parse_units(units)
+    known = parse_units(units)
     if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise UsageError(f"the batch size must be a whole number of 1 or more, not {batch_size!r}")
+    if isinstance(neighbors, bool) or not isinstance(neighbors, int) or neighbors < 0:
+        raise UsageError(f"the number of neighbors must be a whole number of 0 or more, not {neighbors!r}")
+    wanted = _Wanted({key: known[key] for key in keys}, check_level(interval), neighbors, refined)
     items = _iterate(molecules)
     model = load_model(os.fspath(weights), device=device) if isinstance(weights, str | os.PathLike) else weights
-    return _stream(items, model, {key: wanted[key] for key in keys}, batch_size, skip, refined)
+    return _stream(items, _Predictor(model, wanted), batch_size, skip)
 
 
 def _stream(
-    items: Iterator[Molecule | Failure],
-    model: Model,
-    units: Mapping[str, str],
-    batch_size: int | None,
-    skip: int,
-    refined: bool,
+    items: Iterator[Molecule | Failure], predictor: _Predictor, batch_size: int | None, skip: int
 ) -> Iterator[Pair]:
-    molecules, atoms = CPU_BATCH if str(model.device) == "cpu" else GPU_BATCH
+    molecules, atoms = CPU_BATCH if str(predictor.model.device) == "cpu" else GPU_BATCH
     if batch_size is not None:
         molecules, atoms = batch_size, sys.maxsize
     for batch in _batches(items, molecules, atoms):
         if skip < len(batch):
-            pairs = itertools.islice(_predict_batch(batch, model, units), skip, None)
-            yield from _refine(list(pairs), model) if refined else pairs
+            yield from itertools.islice(_predict_batch(batch, predictor), skip, None)
         skip = max(0, skip - len(batch))
 
 
@@ -152,54 +266,21 @@ def _batches(items: Iterator[Molecule | Failure], max_records: int, max_atoms: i
         yield batch
 
 
-def _predict_batch(batch: Sequence[_Entry], model: Model, units: Mapping[str, str]) -> Iterator[Pair]:
+def _predict_batch(batch: Sequence[_Entry], predictor: _Predictor) -> Iterator[Pair]:
     valid = [entry.item for entry in batch if entry.error is None and isinstance(entry.item, Molecule)]
-    rows = iter(_rows(valid, model, units))
+    answers = iter(predictor.answer(valid))
     for entry in batch:
-        outcome = entry.error if entry.error is not None else next(rows)
-        yield entry.item, _record(entry.item, outcome, model, units)
+        item, answer = entry.item, entry.error if entry.error is not None else next(answers)
+        record = _record(item, answer, predictor)
+        if predictor.wanted.refined and isinstance(answer, _Answer) and isinstance(item, Molecule):
+            item = _move(item, item.positions + answer.moves)
+        yield item, record
 
 
-def _refine(pairs: list[Pair], model: Model) -> list[Pair]:
-    """Give the molecules that were predicted their refined geometries."""
-    chosen = [row for row, (_, record) in enumerate(pairs) if record.properties]
-    molecules = [item for item, record in pairs if record.properties and isinstance(item, Molecule)]
-    for row, molecule, positions in zip(chosen, molecules, model.refine(molecules), strict=True):
-        origin = move_mdl(molecule.origin, positions) if molecule.origin is not None else None
-        pairs[row] = (dataclasses.replace(molecule, positions=positions, origin=origin), pairs[row][1])
-    return pairs
-
-
-def _rows(molecules: Sequence[Molecule], model: Model, units: Mapping[str, str]) -> list[NDArray[np.float64] | Message]:
-    """Return per molecule its values in the wanted units, or why there are none."""
-    if not molecules:
-        return []
-    predictions = _attempt(molecules, model)
-    if predictions is not None:
-        columns = [
-            np.asarray(predictions[key], dtype=np.float64) / unit_factor(key, unit) for key, unit in units.items()
-        ]
-        return list(np.stack(columns, axis=1))
-    if len(molecules) == 1:
-        count = len(molecules[0].numbers)
-        return [Message("out-of-memory", f"The molecule with {count} atoms does not fit into the device's memory.")]
-    middle = len(molecules) // 2
-    return _rows(molecules[:middle], model, units) + _rows(molecules[middle:], model, units)
-
-
-def _attempt(molecules: Sequence[Molecule], model: Model) -> Predictions | None:
-    """Predict one batch; None if it did not fit into memory."""
-    try:
-        return model.predict(molecules)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-    # Outside the handler, so that the failed attempt's tensors are already gone.
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None
+def _move(molecule: Molecule, positions: NDArray[np.float64]) -> Molecule:
+    """Return the molecule in another geometry, which its record's own text follows."""
+    origin = move_mdl(molecule.origin, positions) if molecule.origin is not None else None
+    return dataclasses.replace(molecule, positions=positions, origin=origin)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -208,31 +289,35 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(phrase in text for phrase in phrases)
 
 
-def _record(
-    item: Molecule | Failure, outcome: NDArray[np.float64] | Message, model: Model, units: Mapping[str, str]
-) -> Record:
-    molecule = item if isinstance(item, Molecule) else None
-    warnings = find_warnings(molecule) if molecule is not None and not isinstance(outcome, Message) else ()
-    values: dict[str, Value] = {}
-    if not isinstance(outcome, Message):
-        bad = [key for key, value in zip(units, outcome, strict=True) if not np.isfinite(value)]
-        if bad:
-            outcome = Message("non-finite-prediction", f"The network gave no finite number for {', '.join(bad)}.")
-        else:
-            pairs = zip(units.items(), outcome.tolist(), strict=True)
-            values = {key: Value(value, unit) for (key, unit), value in pairs}
-    failed = isinstance(outcome, Message)
-    return Record(
-        source=item.source,
-        index=item.index,
-        name=item.name,
-        formula=molecule.formula if molecule is not None else None,
-        natoms=len(molecule.numbers) if molecule is not None else None,
-        status="error" if failed else "warning" if warnings else "ok",
-        messages=(outcome, *warnings) if isinstance(outcome, Message) else warnings,
-        model=model.id,
-        properties=values,
+def _record(item: Molecule | Failure, answer: _Answer | Message, predictor: _Predictor) -> Record:
+    record = Record(item.source, item.index, item.name, model=predictor.model.id)
+    if isinstance(item, Failure):
+        return dataclasses.replace(record, status="error", messages=(item.message,))
+    record = dataclasses.replace(record, formula=item.formula, natoms=len(item.numbers))
+    if isinstance(answer, Message):
+        return dataclasses.replace(record, status="error", messages=(answer,))
+    judgment = answer.judgment
+    messages = (*item.remarks, *(find_flaws(item) if judgment is None else judgment.messages))
+    return dataclasses.replace(
+        record,
+        status="warning" if messages else "ok",
+        messages=messages,
+        domain=None if judgment is None else judgment.domain,
+        seen=() if judgment is None else judgment.seen,
+        interval_level=None if answer.half_widths is None else predictor.wanted.level,
+        neighbors=answer.neighbors,
+        properties=_values(predictor.wanted.units, answer),
     )
+
+
+def _values(units: Mapping[str, str], answer: _Answer) -> dict[str, Value]:
+    """Return the values by key, with their intervals if there are any."""
+    numbers = answer.values.tolist()
+    widths = [None] * len(numbers) if answer.half_widths is None else answer.half_widths.tolist()
+    return {
+        key: Value(value, unit, None if width is None else (value - width, value + width))
+        for (key, unit), value, width in zip(units.items(), numbers, widths, strict=True)
+    }
 
 
 def _iterate(molecules: Any) -> Iterator[Molecule | Failure]:

@@ -13,6 +13,7 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +28,7 @@ from torch import Tensor
 from qmprop.baseline import Baseline, Composition, atomization, center, compose
 from qmprop.bundled import bundled_folders
 from qmprop.config import ModelConfig
-from qmprop.egnn import EGNN, LATENTS, sum_atoms
+from qmprop.egnn import EGNN, LATENTS
 from qmprop.errors import ConfigError, DeviceError, OutputError, WeightsError
 from qmprop.graph import build_graph, concatenate
 from qmprop.molecule import Molecule
@@ -37,8 +38,40 @@ Array = NDArray[np.float64]
 
 BUNDLED: Final = "egnn-qm9"
 _FORMAT: Final = "qmprop-weights-1"
+_EXTRA: Final = "calibration."  # what the names of a calibration's tensors begin with
 _MAX_FILE_SIZE: Final = 1 << 30
 _BATCH_ATOMS: Final = 1024
+_SMALL_MOVE: Final = 1e-4  # Å, below which all moves of atoms look alike
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What the network makes of M molecules of N atoms.
+
+    Attributes:
+        values: The twelve properties in default units, in the order of `DEFAULT_KEYS` [M, 12].
+        composition: Of the molecules, in the refined geometry.
+        refined: The geometry that the properties were read from, in Å, centers of mass at the origin [N, 3].
+        moves: From the given geometry to the refined one, in Å [N, 3].
+        traits: What tells how well the network knows each molecule: mean, largest and smallest of its atoms' final
+            features, logarithms of the root mean square and of the largest move of its atoms, the network's outputs,
+            and the composition [M, 3 F + 18].
+    """
+
+    values: Array
+    composition: Composition
+    refined: Array
+    moves: Array
+    traits: NDArray[np.float32]
+
+    def properties(self) -> dict[str, Array]:
+        """Return property key to values in the property's default unit [M], for every key of `TARGETS`."""
+        properties = dict(zip(DEFAULT_KEYS, self.values.T, strict=True))
+        for key in ATOMIZATION_KEYS:
+            total = TARGETS[key].total
+            assert total is not None
+            properties[key] = atomization(total, properties[total], self.composition)
+        return properties
 
 
 class Model:
@@ -51,6 +84,7 @@ class Model:
         network: The network, in evaluation mode.
         baseline: What is removed before and restored after it.
         metadata: What the file says about itself (training data, configuration, errors).
+        extras: Further arrays of the file, by name: its calibration.
         device: Where the network runs.
     """
 
@@ -62,6 +96,7 @@ class Model:
         name: str = "unsaved",
         digest: str = "0" * 64,
         metadata: Mapping[str, Any] | None = None,
+        extras: Mapping[str, NDArray[Any]] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.name = name
@@ -71,6 +106,7 @@ class Model:
         self.network = network.to(self.device).eval()
         self.baseline = baseline
         self.metadata = dict(metadata or {})
+        self.extras = dict(extras or {})
 
     @property
     def id(self) -> str:
@@ -86,16 +122,7 @@ class Model:
         Returns:
             Property key to values in the property's default unit [M], for every key of `TARGETS`.
         """
-        if not molecules:
-            return {key: np.zeros(0) for key in TARGETS}
-        numbers, positions, offsets = concatenate(molecules)
-        values, composition = self._predict_batch(numbers, positions, offsets)
-        properties = dict(zip(DEFAULT_KEYS, values.T, strict=True))
-        for key in ATOMIZATION_KEYS:
-            total = TARGETS[key].total
-            assert total is not None
-            properties[key] = atomization(total, properties[total], composition)
-        return properties
+        return self.run(*concatenate(molecules)).properties() if molecules else {key: np.zeros(0) for key in TARGETS}
 
     def refine(self, molecules: Sequence[Molecule]) -> list[Array]:
         """Return each molecule's geometry at the DFT minimum that the network expects near the given one.
@@ -109,60 +136,50 @@ class Model:
         if not molecules:
             return []
         numbers, positions, offsets = concatenate(molecules)
-        moves = np.concatenate(list(self.refine_arrays(numbers, positions, offsets)))
-        moves -= center(numbers, positions, offsets)
-        return np.split(positions + moves, offsets[1:-1])
+        return np.split(positions + self.run(numbers, positions, offsets).moves, offsets[1:-1])
 
-    def refine_arrays(
-        self, numbers: NDArray[Any], positions: NDArray[Any], offsets: NDArray[np.int64]
-    ) -> Iterator[Array]:
-        """Refine many molecules, a batch at a time; arguments as for `predict_arrays`.
-
-        Yields:
-            Refined positions in Å, centers of mass at the origin [n, 3], of the next molecules.
-        """
-        for atoms, parts in _batches(offsets):
-            yield self._run(numbers[atoms], positions[atoms], parts)[1]
-
-    def predict_arrays(
-        self, numbers: NDArray[Any], positions: NDArray[Any], offsets: NDArray[np.int64]
-    ) -> Iterator[Array]:
-        """Predict many molecules, a batch at a time.
+    def run(self, numbers: NDArray[Any], positions: NDArray[Any], offsets: NDArray[np.int64]) -> Outcome:
+        """Run the network over M molecules of N atoms in one batch.
 
         Args:
             numbers: Atomic numbers [N].
             positions: In Å [N, 3].
             offsets: Molecule k owns the atoms offsets[k]:offsets[k + 1] [M + 1].
-
-        Yields:
-            The twelve properties in default units, in the order of `DEFAULT_KEYS` [m, 12], for the next m molecules.
         """
+        centered = center(numbers, positions, offsets)
+        graph = build_graph(numbers, centered, offsets, self.config.cutoff).to(self.device)
+        with torch.inference_mode():
+            encoding = self.network.encode(*graph.arguments())
+            outputs = self.network.read(encoding, graph.molecules, graph.molecule_count).cpu().double().numpy()
+        refined = encoding.positions.cpu().double().numpy()
+        composition = compose(numbers, refined, offsets)
+        moves = refined - centered
+        traits = _pool(encoding.h.cpu().numpy(), moves, outputs, composition, offsets)
+        return Outcome(self.baseline.restore(outputs, composition), composition, refined, moves, traits)
+
+    def run_arrays(
+        self, numbers: NDArray[Any], positions: NDArray[Any], offsets: NDArray[np.int64]
+    ) -> Iterator[Outcome]:
+        """Run the network over many molecules, a batch at a time; arguments as for `run`."""
         for atoms, parts in _batches(offsets):
-            yield self._predict_batch(numbers[atoms], positions[atoms], parts)[0]
+            yield self.run(numbers[atoms], positions[atoms], parts)
 
     def embed(self, molecules: Sequence[Molecule]) -> NDArray[np.float32]:
         """Return the mean of each molecule's final atom features, its place in the network's latent space [M, F]."""
-        numbers, positions, offsets = concatenate(molecules)
-        graph = build_graph(numbers, center(numbers, positions, offsets), offsets, self.config.cutoff)
-        graph = graph.to(self.device)
-        with torch.inference_mode():
-            h = self.network.encode(*graph.arguments()).h
-            sums = sum_atoms(h, graph.molecules, graph.molecule_count)
-        return np.asarray(sums.cpu().numpy() / np.diff(offsets)[:, None], dtype=np.float32)
+        return self.run(*concatenate(molecules)).traits[:, : self.config.node_width]
 
-    def _predict_batch(
-        self, numbers: NDArray[Any], positions: NDArray[Any], offsets: NDArray[np.int64]
-    ) -> tuple[Array, Composition]:
-        outputs, refined = self._run(numbers, positions, offsets)
-        composition = compose(numbers, refined, offsets)
-        return self.baseline.restore(outputs, composition), composition
 
-    def _run(self, numbers: NDArray[Any], positions: NDArray[Any], offsets: NDArray[np.int64]) -> tuple[Array, Array]:
-        """Return the network's outputs [M, 10] and the refined positions in Å [N, 3]."""
-        graph = build_graph(numbers, center(numbers, positions, offsets), offsets, self.config.cutoff)
-        with torch.inference_mode():
-            outputs, refined = self.network(*graph.to(self.device).arguments())
-        return outputs.cpu().double().numpy(), refined.cpu().double().numpy()
+def _pool(
+    h: NDArray[np.float32], moves: Array, outputs: Array, composition: Composition, offsets: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the traits of M molecules, see `Outcome` [M, 3 F + 18]."""
+    starts, sizes = offsets[:-1], np.diff(offsets)[:, None]
+    lengths = np.linalg.norm(moves, axis=1)
+    root = np.sqrt(np.add.reduceat(np.square(lengths), starts) / sizes[:, 0])
+    farthest = np.maximum.reduceat(lengths, starts)
+    parts = [np.add.reduceat(h, starts) / sizes, np.maximum.reduceat(h, starts), np.minimum.reduceat(h, starts)]
+    parts += [np.log(np.stack([root, farthest], axis=1) + _SMALL_MOVE), outputs, composition.counts]
+    return np.concatenate(parts, axis=1).astype(np.float32)
 
 
 def _batches(offsets: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
@@ -202,14 +219,22 @@ def load_model(name_or_path: str | Path = BUNDLED, *, device: str = "auto") -> M
         metadata = {key: json.loads(text) for key, text in header.items() if key != "format"}
     except (SafetensorError, ConfigError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
-    network, baseline = _assemble(config, tensors, path)
     digest = _digest(header["architecture"], tensors)
+    extras = {key: tensors.pop(key).numpy() for key in sorted(tensors) if key.startswith(_EXTRA)}
+    network, baseline = _assemble(config, tensors, path)
     if metadata.pop("sha256", None) != digest:
         raise _damaged(path, "its checksum is wrong")
-    return Model(network, baseline, name=path.stem, digest=digest, metadata=metadata, device=chosen)
+    extras = {key.removeprefix(_EXTRA): array for key, array in extras.items()}
+    return Model(network, baseline, name=path.stem, digest=digest, metadata=metadata, extras=extras, device=chosen)
 
 
-def save_model(path: str | Path, network: EGNN, baseline: Baseline, metadata: Mapping[str, Any]) -> None:
+def save_model(
+    path: str | Path,
+    network: EGNN,
+    baseline: Baseline,
+    metadata: Mapping[str, Any],
+    extras: Mapping[str, NDArray[Any]] | None = None,
+) -> None:
     """Write a weights file, whole or not at all.
 
     Args:
@@ -217,6 +242,7 @@ def save_model(path: str | Path, network: EGNN, baseline: Baseline, metadata: Ma
         network: The network.
         baseline: The baseline it was trained with.
         metadata: Plain values to keep beside the tensors.
+        extras: Further arrays by name: the calibration.
 
     Raises:
         OutputError: The file cannot be written.
@@ -225,6 +251,8 @@ def save_model(path: str | Path, network: EGNN, baseline: Baseline, metadata: Ma
     tensors = {f"network.{key}": value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
     tensors["baseline.coefficients"] = torch.from_numpy(baseline.coefficients.copy())
     tensors["baseline.scales"] = torch.from_numpy(baseline.scales.copy())
+    for key, array in (extras or {}).items():
+        tensors[_EXTRA + key] = torch.from_numpy(np.array(array))
     header = {"format": _FORMAT, "architecture": json.dumps(dataclasses.asdict(network.config))}
     header["sha256"] = json.dumps(_digest(header["architecture"], tensors))
     header |= {key: json.dumps(value, allow_nan=False) for key, value in metadata.items()}

@@ -100,9 +100,9 @@ def find_error(molecule: Molecule) -> Message | None:
     return _find_clash(molecule)
 
 
-def find_warnings(molecule: Molecule) -> tuple[Message, ...]:
-    """Return what makes a prediction for this molecule doubtful: its reader's remarks, its charge and its size."""
-    messages = list(molecule.remarks)
+def find_flaws(molecule: Molecule) -> tuple[Message, ...]:
+    """Return what makes a prediction for this molecule doubtful: its charge, its electrons and its size."""
+    messages = []
     if molecule.charge:
         messages.append(
             Message("charged", f"Net charge {molecule.charge:+d}: predicted as if neutral, which is what was trained.")
@@ -118,6 +118,11 @@ def find_warnings(molecule: Molecule) -> tuple[Message, ...]:
             Message("too-large", f"{heavy} heavy atoms; the training molecules have at most {MAX_HEAVY_ATOMS}.")
         )
     return tuple(messages)
+
+
+def find_warnings(molecule: Molecule) -> tuple[Message, ...]:
+    """Return its reader's remarks on the molecule, and its flaws."""
+    return (*molecule.remarks, *find_flaws(molecule))
 
 
 def _find_clash(molecule: Molecule) -> Message | None:

@@ -32,6 +32,7 @@ class Output:
     Args:
         path: The file; None or "-" for standard output.
         encoding: Of text; what it cannot hold is written as "?".
+        option: The command line's option that names it, for advice.
         resumable: Write to `path` + ".partial", after what an earlier run left there, and leave it there if anything
             goes wrong. One run at a time may write it.
 
@@ -43,11 +44,14 @@ class Output:
         UsageError: It is to be resumable but is not a file.
     """
 
-    def __init__(self, path: str | None = None, *, encoding: str = "utf-8", resumable: bool = False) -> None:
+    def __init__(
+        self, path: str | None = None, *, encoding: str = "utf-8", option: str = "-o", resumable: bool = False
+    ) -> None:
         self._is_ours = path is not None and path != "-"
         self.name = f"'{path}'" if self._is_ours else "standard output"
         self.partial: str | None = None
         self._encoding = encoding
+        self._option = option
         self._temporary: str | None = None
         self._target = ""
         self._direct = True
@@ -152,7 +156,8 @@ class Output:
             raise ClosedPipeError from error
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise OutputError(f"cannot write {self.name}: {reason}", "Name another place with -o FILE.") from error
+            advice = f"Name another place with {self._option} FILE."
+            raise OutputError(f"cannot write {self.name}: {reason}", advice) from error
 
 
 def is_same_file(path: str, other: str) -> bool:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 from qmprop.errors import OutputError, UsageError
+from qmprop.figures import format_share
 from qmprop.formats import Failure
 from qmprop.molecule import Molecule
-from qmprop.rows import Layout, one_line
+from qmprop.rows import LEVEL_COLUMN, Layout, one_line
 from qmprop.structures import FIELD_PREFIX
 from qmprop.targets import format_units
 
@@ -42,7 +43,10 @@ class Written:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A whole record in a partial file; `units` as `format_units` has them, None where the record does not tell."""
+    """A whole record in a partial file.
+
+    `units` are as `format_units` has them; these, `level` and `neighbors` are None where the record does not tell.
+    """
 
     end: int
     source: str
@@ -50,6 +54,8 @@ class _Found:
     status: str
     model: str
     units: str | None
+    level: float | None = None
+    neighbors: int | None = None
 
 
 class _OtherColumnsError(Exception):
@@ -71,17 +77,18 @@ class _Lines:
             yield line.decode("utf-8", "replace")
 
 
-def find_written(path: str, name: str, layout: Layout, model: str) -> Written:
+def find_written(path: str, name: str, layout: Layout, model: str, neighbors: int = 0) -> Written:
     """Return what a partial file holds of the records that this run would write.
 
     Args:
         path: The partial file.
         name: The format, one of `RESUMABLE`.
-        layout: Properties and units of this run.
+        layout: Properties, units and intervals of this run.
         model: Name and hash of this run's weights, as records have it.
+        neighbors: Training molecules that this run shows with each record.
 
     Raises:
-        UsageError: The file was written with other properties, units or weights.
+        UsageError: The file was written with other properties, units, intervals, neighbors or weights.
         OutputError: The file cannot be read or is of another format.
     """
     written = Written()
@@ -93,10 +100,14 @@ def find_written(path: str, name: str, layout: Layout, model: str) -> Written:
                     raise _differs(path, f"with the weights {found.model}, not {model}")
                 if found.units not in (None, wanted):
                     raise _differs(path, f"with the units {found.units}, not {wanted}")
+                if found.level != layout.level and found.status != "error":
+                    raise _differs(path, f"with {_intervals(found.level)}, not {_intervals(layout.level)}")
+                if found.neighbors not in (None, neighbors):
+                    raise _differs(path, f"with --neighbors {found.neighbors}, not {neighbors}")
                 errors = written.errors + (found.status == "error")
                 written = Written(written.count + 1, errors, found.end, found.source, found.index)
     except _OtherColumnsError:
-        raise _differs(path, "with other properties or units") from None
+        raise _differs(path, "with other properties, units or intervals") from None
     except OSError as error:
         raise OutputError(f"cannot read '{path}': {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, csv.Error) as error:
@@ -148,7 +159,14 @@ def _read_json(line: str, end: int) -> _Found:
     data = json.loads(line)
     units = {key: value["unit"] for key, value in data["properties"].items()}
     return _Found(
-        end, data["source"], data["index"], data["status"], data["model"], format_units(units) if units else None
+        end,
+        data["source"],
+        data["index"],
+        data["status"],
+        data["model"],
+        units=format_units(units) if units else None,
+        level=data.get("interval_level"),
+        neighbors=len(data.get("neighbors", ())) if units else None,
     )
 
 
@@ -166,7 +184,8 @@ def _scan_csv(lines: _Lines, layout: Layout) -> Iterator[_Found]:
         if len(row) != len(names):  # cut within a quoted cell of several lines
             return
         cells = dict(zip(names, row, strict=True))
-        yield _Found(lines.end, cells["source"], int(cells["index"]), cells["status"], cells["model"], None)
+        level = _number(cells.get(LEVEL_COLUMN))
+        yield _Found(lines.end, cells["source"], int(cells["index"]), cells["status"], cells["model"], None, level)
 
 
 def _scan_extxyz(lines: _Lines, layout: Layout) -> Iterator[_Found]:
@@ -198,7 +217,16 @@ def _scan_sdf(lines: _Lines, layout: Layout) -> Iterator[_Found]:
 
 def _from_entries(entries: dict[str, str], end: int) -> _Found:
     index, status, model = int(entries["index"]), entries["status"], entries["model"]
-    return _Found(end, entries.get("source", ""), index, status, model, entries.get("units"))
+    level = _number(entries.get(LEVEL_COLUMN))
+    return _Found(end, entries.get("source", ""), index, status, model, entries.get("units"), level)
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text else None
+
+
+def _intervals(level: float | None) -> str:
+    return "no intervals" if level is None else f"{format_share(level)} intervals"
 
 
 def _differs(path: str, how: str) -> UsageError:

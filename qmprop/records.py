@@ -38,6 +38,12 @@ MESSAGE_CODES: Final[Mapping[str, str]] = MappingProxyType(
         "charged": "warning: the molecule is charged; the network knows neutral molecules only",
         "odd-electrons": "warning: an odd number of electrons; the network knows closed shells only",
         "too-large": "warning: more than nine heavy atoms, the largest size in the training data",
+        "missing-hydrogens": "warning: an atom has too few neighbors for its element; are hydrogen atoms missing?",
+        "several-fragments": "warning: several molecules in one record: atoms that no bond connects",
+        "flat-geometry": "warning: all atoms lie in one plane where they cannot; it looks like a 2D drawing",
+        "strained-geometry": "warning: a bond has a length that no bond of its kind has in the training molecules",
+        "close-contact": "warning: two atoms are closer than any such two in the training molecules",
+        "far-from-training": "warning: no training molecule is like this one to the network",
     }
 )
 
@@ -52,7 +58,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A predicted property: value and 90 % interval (None without calibration), both in `unit`."""
+    """A property: its value and, if predicted with one, the interval around it, both in `unit`.
+
+    The record's `interval_level` tells which share of the molecules has its true value inside.
+    """
 
     value: float
     unit: str
@@ -61,10 +70,34 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """Whether the network knows molecules like this one."""
+    """Whether the network knows molecules like this one.
+
+    Attributes:
+        verdict: "out" exactly when there are reasons: the values are a guess, and their intervals promise nothing.
+        score: The larger, the stranger; at most 1 where the network knows such molecules.
+        reasons: Message codes of what puts the molecule outside.
+    """
 
     verdict: Literal["in", "out"]
     score: float
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbor:
+    """A training molecule like the one predicted, with its own DFT values.
+
+    Attributes:
+        id: Its name in the training data, such as "gdb_4".
+        smiles: Its SMILES.
+        distance: How far it is in what the network sees; 0 is the same.
+        properties: Property key to its reference value, in the record's units.
+    """
+
+    id: str
+    smiles: str
+    distance: float
+    properties: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +115,9 @@ class Record:
         model: Name and hash of the weights; None if no weights were involved.
         domain: None where the weights have no calibration.
         properties: Property key to `Value`; empty if status is "error".
+        interval_level: The share of molecules whose true value the intervals hold, such as 0.9; None without intervals.
+        seen: Training molecules with the same bonds, such as "gdb_4".
+        neighbors: The nearest training molecules, the nearest first; empty unless asked for.
     """
 
     source: str
@@ -94,6 +130,9 @@ class Record:
     model: str | None = None
     domain: Domain | None = None
     properties: Mapping[str, Value] = field(default_factory=dict)
+    interval_level: float | None = None
+    seen: tuple[str, ...] = ()
+    neighbors: tuple[Neighbor, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists, numbers and strings, ready for JSON."""
@@ -106,7 +145,9 @@ class Record:
             "status": self.status,
             "messages": [{"code": message.code, "text": message.text} for message in self.messages],
             "model": self.model,
-            "domain": None if self.domain is None else {"verdict": self.domain.verdict, "score": self.domain.score},
+            "domain": None if self.domain is None else _domain_to_dict(self.domain),
+            "seen": list(self.seen),
+            "interval_level": self.interval_level,
             "properties": {
                 key: {
                     "value": value.value,
@@ -115,11 +156,12 @@ class Record:
                 }
                 for key, value in self.properties.items()
             },
+            "neighbors": [_neighbor_to_dict(neighbor) for neighbor in self.neighbors],
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Record:
-        """Rebuild the record `to_dict` described; unknown keys are ignored."""
+        """Rebuild the record `to_dict` described; unknown keys are ignored, and later ones may be missing."""
         domain = data.get("domain")
         return cls(
             source=data["source"],
@@ -130,12 +172,38 @@ class Record:
             status=data["status"],
             messages=tuple(Message(item["code"], item["text"]) for item in data["messages"]),
             model=data["model"],
-            domain=None if domain is None else Domain(domain["verdict"], domain["score"]),
+            domain=None if domain is None else _domain_from_dict(domain),
             properties={
                 key: Value(item["value"], item["unit"], None if item["interval"] is None else tuple(item["interval"]))
                 for key, item in data["properties"].items()
             },
+            interval_level=data.get("interval_level"),
+            seen=tuple(data.get("seen", ())),
+            neighbors=tuple(_neighbor_from_dict(item) for item in data.get("neighbors", ())),
         )
+
+
+def _domain_to_dict(domain: Domain) -> dict[str, Any]:
+    return {"verdict": domain.verdict, "score": domain.score, "reasons": list(domain.reasons)}
+
+
+def _domain_from_dict(data: Mapping[str, Any]) -> Domain:
+    return Domain(data["verdict"], data["score"], tuple(data.get("reasons", ())))
+
+
+def _neighbor_to_dict(neighbor: Neighbor) -> dict[str, Any]:
+    properties = {key: {"value": value.value, "unit": value.unit} for key, value in neighbor.properties.items()}
+    return {
+        "id": neighbor.id,
+        "smiles": neighbor.smiles,
+        "distance": neighbor.distance,
+        "properties": properties,
+    }
+
+
+def _neighbor_from_dict(data: Mapping[str, Any]) -> Neighbor:
+    properties = {key: Value(item["value"], item["unit"]) for key, item in data["properties"].items()}
+    return Neighbor(data["id"], data["smiles"], data["distance"], properties)
 
 
 #: Names the record's JSON Schema; the number changes when a reader of records would have to.
@@ -151,13 +219,11 @@ def _object(properties: Mapping[str, Any], **rest: Any) -> dict[str, Any]:
     return {"type": "object", "required": list(properties), "properties": properties, **rest}
 
 
-def _value_schema(target: Target) -> dict[str, Any]:
-    interval = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
-    properties = {
-        "value": {"type": "number"},
-        "unit": {"enum": list(UNITS[target.dimension])},
-        "interval": {"description": "Low and high end of the 90 % interval.", **_nullable(interval)},
-    }
+def _value_schema(target: Target, *, predicted: bool = True) -> dict[str, Any]:
+    properties: dict[str, Any] = {"value": {"type": "number"}, "unit": {"enum": list(UNITS[target.dimension])}}
+    if predicted:
+        interval = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
+        properties["interval"] = {"description": "Low and high end of the interval.", **_nullable(interval)}
     return _object(properties, title=target.key, description=target.description)
 
 
@@ -167,8 +233,41 @@ _MESSAGE_SCHEMA: Final = _object(
         "text": {"type": "string", "description": "A sentence for people."},
     }
 )
+_REASONS_SCHEMA: Final = {
+    "type": "array",
+    "items": {"enum": list(MESSAGE_CODES)},
+    "description": "Codes of the messages that tell why the verdict is out.",
+}
 _DOMAIN_SCHEMA: Final = _object(
-    {"verdict": {"enum": ["in", "out"]}, "score": {"type": "number", "description": "The larger, the stranger."}}
+    {
+        "verdict": {
+            "enum": ["in", "out"],
+            "description": "out: the values are a guess, the intervals promise nothing.",
+        },
+        "score": {
+            "type": "number",
+            "description": "The larger, the stranger; at most 1 where such molecules are known.",
+        },
+        "reasons": _REASONS_SCHEMA,
+    },
+    **{
+        "if": {"properties": {"verdict": {"const": "out"}}},
+        "then": {"properties": {"reasons": {"minItems": 1}}},
+        "else": {"properties": {"reasons": {"maxItems": 0}}},
+    },
+)
+_NEIGHBOR_SCHEMA: Final = _object(
+    {
+        "id": {"type": "string", "description": "Name in the training data."},
+        "smiles": {"type": "string"},
+        "distance": {"type": "number", "minimum": 0, "description": "In what the network sees; 0 is the same."},
+        "properties": {
+            "type": "object",
+            "description": "Its reference values, in the record's units.",
+            "additionalProperties": False,
+            "properties": {key: _value_schema(target, predicted=False) for key, target in TARGETS.items()},
+        },
+    }
 )
 
 #: JSON Schema (draft 2020-12) of `Record.to_dict()`.
@@ -194,11 +293,25 @@ RECORD_SCHEMA: Final[Mapping[str, Any]] = {
                 "description": "Whether the network knows such molecules; null where the weights cannot tell.",
                 **_nullable(_DOMAIN_SCHEMA),
             },
+            "seen": {
+                "type": "array",
+                "items": {"type": "string"},
+                "description": "Training molecules with the same bonds; the network knows their values.",
+            },
+            "interval_level": {
+                "description": "Share of molecules whose true value the intervals hold; null without intervals.",
+                **_nullable({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}),
+            },
             "properties": {
                 "type": "object",
                 "description": "What was predicted; empty if the status is error.",
                 "additionalProperties": False,
                 "properties": {key: _value_schema(target) for key, target in TARGETS.items()},
+            },
+            "neighbors": {
+                "type": "array",
+                "items": _NEIGHBOR_SCHEMA,
+                "description": "The nearest training molecules, the nearest first; empty unless asked for.",
             },
         }
     ),

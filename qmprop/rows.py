@@ -6,14 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from qmprop.figures import format_share
 from qmprop.records import Record
 from qmprop.targets import TARGETS, format_units
 
 #: Columns of the flat formats before the properties.
 RECORD_COLUMNS: Final = ("source", "index", "name", "formula", "natoms", "status", "messages", "model")
 #: Columns after those, where the weights have a calibration.
-DOMAIN_COLUMNS: Final = ("domain", "domain_score")
+DOMAIN_COLUMNS: Final = ("domain", "domain_score", "seen")
+#: The column after those, where there are intervals.
+LEVEL_COLUMN: Final = "interval_level"
 _INTEGERS: Final = ("index", "natoms")
+_NUMBERS: Final = ("domain_score", LEVEL_COLUMN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,22 +43,26 @@ class Layout:
 
     Attributes:
         units: Unit of every property to write, by key, in order.
-        calibrated: Whether the weights give intervals and a verdict on the domain: each property then has the bounds
-            of its interval beside it.
+        level: The intervals' level, such as 0.9: each property then has the bounds of its interval beside it. None
+            without intervals.
+        judged: Whether the weights give a verdict on the domain and know their training molecules.
     """
 
     units: Mapping[str, str]
-    calibrated: bool = False
+    level: float | None = None
+    judged: bool = False
 
     def columns(self) -> list[Column]:
         """Return the columns in order."""
-        columns = [Column(name, "integer" if name in _INTEGERS else "text") for name in RECORD_COLUMNS]
-        if self.calibrated:
-            columns += [Column("domain", "text"), Column("domain_score", "number")]
+        names = [*RECORD_COLUMNS, *(DOMAIN_COLUMNS if self.judged else ())]
+        names += [] if self.level is None else [LEVEL_COLUMN]
+        columns = [Column(name, _kind(name)) for name in names]
         for key, unit in self.units.items():
             columns.append(Column(f"{key} [{unit}]", "number", unit, TARGETS[key].description))
-            for bound in ("low", "high") if self.calibrated else ():
-                description = f"{bound} end of the 90 % interval of {key}"
+            if self.level is None:
+                continue
+            for bound in ("low", "high"):
+                description = f"{bound} end of the {format_share(self.level)} interval of {key}"
                 columns.append(Column(f"{key} {bound} [{unit}]", "number", unit, description))
         return columns
 
@@ -62,12 +70,15 @@ class Layout:
         """Return the cells of a record, None where it has nothing."""
         row: list[Any] = [record.source, record.index, record.name, record.formula, record.natoms, record.status]
         row += [join_messages(record) or None, record.model]
-        if self.calibrated:
+        if self.judged:
             row += [record.domain.verdict, record.domain.score] if record.domain else [None, None]
+            row.append(" ".join(record.seen) or None)
+        if self.level is not None:
+            row.append(record.interval_level)
         for key in self.units:
             value = record.properties.get(key)
             row.append(None if value is None else value.value)
-            if self.calibrated:
+            if self.level is not None:
                 row += (None, None) if value is None or value.interval is None else value.interval
         return row
 
@@ -78,17 +89,24 @@ class Layout:
         """
         entries: dict[str, Any] = {"source": one_line(record.source), "index": record.index, "status": record.status}
         entries |= {"messages": one_line(join_messages(record)), "model": one_line(record.model or "")}
-        if self.calibrated and record.domain is not None:
+        if self.judged and record.domain is not None:
             entries |= {"domain": record.domain.verdict, "domain_score": record.domain.score}
+            entries["seen"] = one_line(" ".join(record.seen))
+        if self.level is not None and record.interval_level is not None:
+            entries[LEVEL_COLUMN] = record.interval_level
         for key in self.units:
             value = record.properties.get(key)
             if value is not None:
                 entries[key] = value.value
-            if value is not None and value.interval is not None:
+            if self.level is not None and value is not None and value.interval is not None:
                 entries[f"{key}_low"], entries[f"{key}_high"] = value.interval
         if record.properties:
             entries["units"] = format_units(self.units)
         return {key: value for key, value in entries.items() if value != ""}
+
+
+def _kind(name: str) -> Literal["text", "integer", "number"]:
+    return "integer" if name in _INTEGERS else "number" if name in _NUMBERS else "text"
 
 
 def join_messages(record: Record) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -14,18 +13,20 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from qmprop.records import Record, Value
-from qmprop.targets import TARGETS, unit_factor
+from qmprop.figures import Figure, decimals, format_number, format_share, format_value
+from qmprop.records import Neighbor, Record
+from qmprop.targets import TARGETS
 
 #: Up to so many records get a table each; more share tables with one row a record.
 FEW_RECORDS: Final = 4
 #: Rows of a shared table before the header is repeated; what is kept in memory at most.
 CHUNK_ROWS: Final = 50
-#: Error, in default units, that decides how many digits mean anything where the weights do not tell their own.
-_TYPICAL_ERRORS: Final[Mapping[str, float]] = {"mu": 0.03, "alpha": 0.1, "r2": 1.0, "zpve": 0.01, "cv": 0.1}
-_TYPICAL_ENERGY_ERROR: Final = 0.03
 _STATUS_STYLES: Final = {"ok": "green", "warning": "yellow", "error": "bold red"}
+_VERDICT_STYLES: Final = {"in": "green", "out": "yellow"}
 _MIN_NAME_WIDTH: Final = 12
+_SMILES_WIDTH: Final = 30
+#: Training molecules with the same bonds that are named; more are counted.
+_NAMED: Final = 3
 _WIDE: Final = 80
 #: The heading's rule in plain characters; the layout is that of `box.SIMPLE_HEAD`.
 _ASCII_BOX: Final = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
@@ -64,6 +65,8 @@ class TableWriter:
         self._kept: list[Record] = []
         self._many = False
         self._model: str | None = None
+        self._level: float | None = None
+        self._sign = "±" if self._style.unicode else "+-"
 
     def begin(self, written: int = 0) -> str:
         """Return nothing: the head stands above each table."""
@@ -74,6 +77,7 @@ class TableWriter:
         self._kept.append(record)
         if record.status != "error":
             self._model = record.model
+            self._level = record.interval_level or self._level
         if len(self._kept) < CHUNK_ROWS:
             return ""
         self._many = True
@@ -87,6 +91,8 @@ class TableWriter:
         notes = _footnotes(self._units, self._model)
         together = "   ".join(notes)
         lines = [together] if len(together) < self._style.width else notes
+        if self._level is not None:
+            lines.append(f"{self._sign} holds the true value for {format_share(self._level)} of in-domain molecules")
         parts = [Text(f" {line}", style="dim", no_wrap=True, overflow="ignore") for line in lines]
         return rest + draw(parts, self._style)
 
@@ -114,46 +120,90 @@ class TableWriter:
         ]
         if record.status == "error":
             return [title, *notes, Text()]
-        columns = {"property": list(self._units), "value": [], "90 % interval": [], "unit": list(self._units.values())}
-        for key in self._units:
+        return [title, *notes, *self._remarks(record), self._values(record), *self._neighbors(record), Text()]
+
+    def _remarks(self, record: Record) -> list[RenderableType]:
+        """What the verdict on the domain, and having been seen in training, mean for the numbers."""
+        has_intervals = record.interval_level is not None
+        remarks: list[RenderableType] = []
+        if record.domain is not None and record.domain.verdict == "out":
+            promise = f", and {self._sign} promises nothing" if has_intervals else ""
+            remarks.append(Text(f" out of the domain: the values are a guess{promise}", style=_VERDICT_STYLES["out"]))
+        if record.seen:
+            more = f" and {len(record.seen) - _NAMED} more" if len(record.seen) > _NAMED else ""
+            names = printable(", ".join(record.seen[:_NAMED])) + more
+            consequence = f" ({self._sign} is too wide for it)" if has_intervals else ""
+            remarks.append(Text(f" in the training set: {names}{consequence}", style="cyan"))
+        return remarks
+
+    def _values(self, record: Record) -> Table:
+        """A line for every property; with descriptions where there is room."""
+        sign = self._sign if record.interval_level is None else f"{self._sign} {format_share(record.interval_level)}"
+        columns: dict[str, list[str]] = {"property": [], "value": [], sign: [], "unit": []}
+        for key, unit in self._units.items():
             value = record.properties.get(key)
-            digits = self._digits[key] if value is None else self._interval_digits(key, value)
-            columns["value"].append("" if value is None else format_number(value.value, digits))
-            columns["90 % interval"].append("" if value is None else _format_interval(value, digits))
-        if not any(columns["90 % interval"]):
-            del columns["90 % interval"]
-        described = columns | {"": [TARGETS[key].description for key in self._units]}
+            figure = Figure("") if value is None else format_value(value, self._digits[key])
+            cells = (key, figure.number + figure.power, figure.half_width and figure.half_width + figure.power, unit)
+            for column, cell in zip(columns.values(), cells, strict=True):
+                column.append(cell)
+        if not any(columns[sign]):
+            del columns[sign]
+        described = columns | {"": [_describe(key) for key in self._units]}
         if _measure(described) <= self._style.width:
             columns = described
         table = new_table(self._style)
         for heading in columns:
             style = {"property": "bold", "": "dim"}.get(heading, "")
-            table.add_column(heading, style=style, justify="right" if heading == "value" else "left")
+            table.add_column(heading, style=style, justify="right" if heading in ("value", sign) else "left")
         for row in zip(*columns.values(), strict=True):
             table.add_row(*row)
-        return [title, *notes, table, Text()]
+        return table
+
+    def _neighbors(self, record: Record) -> list[RenderableType]:
+        """The nearest training molecules with their own values."""
+        neighbors = record.neighbors
+        if not neighbors:
+            return []
+        known = [key for key in self._units if any(key in neighbor.properties for neighbor in neighbors)]
+        distances = [f"{neighbor.distance:.3f}" for neighbor in neighbors]
+        facts = {"distance": [Text(text.rjust(len(max(distances, key=len)))) for text in distances]}
+        if any(neighbor.smiles for neighbor in neighbors):
+            facts["SMILES"] = [Text(_cut(printable(neighbor.smiles), _SMILES_WIDTH)) for neighbor in neighbors]
+        cells = {key: [self._reference(neighbor, key) for neighbor in neighbors] for key in known}
+        title = Text(f" nearest training molecules{', with their reference values' if known else ''}", style="bold")
+        blocks = self._stack("neighbor", [printable(neighbor.id) for neighbor in neighbors], facts, cells)
+        return [Text(), title, *blocks[:-1]]
+
+    def _reference(self, neighbor: Neighbor, key: str) -> str:
+        value = neighbor.properties.get(key)
+        return "" if value is None else format_number(value.value, self._digits[key])
 
     def _rows(self, records: Sequence[Record]) -> list[RenderableType]:
-        """One row a record, in as many tables as the width needs, each beside the names."""
+        """One row a record."""
+        cells = {key: self._column(records, key) for key in self._units}
+        return self._stack("molecule", _labels(records), self._facts(records), cells)
+
+    def _stack(
+        self, heading: str, names: Sequence[str], facts: dict[str, list[Text]], cells: Mapping[str, Sequence[str]]
+    ) -> list[RenderableType]:
+        """Return names, facts and the properties' cells in as many tables as the width needs, each beside the names."""
         width = self._style.width
-        cells = {key: [self._cell(record, key) for record in records] for key in self._units}
-        widths = {key: max(len(key), len(unit) + 2, *map(len, cells[key])) for key, unit in self._units.items()}
-        facts = self._facts(records)
-        taken = sum(2 + max(map(cell_len, (heading, *map(str, column)))) for heading, column in facts.items())
-        names = _labels(records)
-        room = width - 2 - taken - 2 - max(widths.values())
+        widths = {key: max(len(key), len(self._units[key]) + 2, *map(len, cells[key])) for key in cells}
+        taken = sum(2 + max(map(cell_len, (title, *map(str, column)))) for title, column in facts.items())
+        room = width - 2 - taken - 2 - max(widths.values(), default=0)
         name_width = min(max(map(cell_len, names)), max(_MIN_NAME_WIDTH, min(room, width // 3)))
-        space = width - 1 - max(name_width, len("molecule"))
+        space = width - 1 - max(name_width, len(heading))
         parts: list[RenderableType] = []
         for keys in _pack(widths, space - taken, space):
             table = new_table(self._style)
-            for heading in ("molecule", *facts):
-                table.add_column(heading, style="bold" if heading == "molecule" else "")
+            for title in (heading, *facts):
+                table.add_column(title, style="bold" if title == heading else "")
             for key in keys:
                 table.add_column(Text(f"{key}\n[{self._units[key]}]"), justify="right")
             for row, name in enumerate(names):
                 known = [column[row] for column in facts.values()]
-                table.add_row(Text(_shorten(name, name_width)), *known, *(cells[key][row] for key in keys))
+                numbers = [Text(cells[key][row].rjust(widths[key]), justify="left") for key in keys]
+                table.add_row(Text(_shorten(name, name_width)), *known, *numbers)
             parts += [table, Text()]
             facts = {}
         return parts
@@ -166,39 +216,18 @@ class TableWriter:
         facts["formula"] = [Text(_shorten(record.formula or "", 20)) for record in records]
         if any(record.status != "ok" for record in records):
             facts["status"] = [Text(record.status, style=_STATUS_STYLES[record.status]) for record in records]
+        if any(record.domain is not None for record in records):
+            verdicts = [record.domain.verdict if record.domain is not None else "" for record in records]
+            facts["domain"] = [Text(verdict, style=_VERDICT_STYLES.get(verdict, "")) for verdict in verdicts]
         return facts
 
-    def _cell(self, record: Record, key: str) -> str:
-        value = record.properties.get(key)
-        return "" if value is None else format_number(value.value, self._digits[key])
-
-    def _interval_digits(self, key: str, value: Value) -> int:
-        """Return the decimals that the value's own interval justifies, else those that its property's error does."""
-        if value.interval is None:
-            return self._digits[key]
-        low, high = value.interval
-        return decimals(key, value.unit, (high - low) / 2 * unit_factor(key, value.unit))
-
-
-def decimals(key: str, unit: str, error: float | None = None) -> int:
-    """Return how many decimals of property `key` in `unit` carry information: one more than its error's first digit.
-
-    Args:
-        key: Property key.
-        unit: Unit of the number shown.
-        error: Error in the property's default unit; None for a typical one.
-    """
-    if error is None or not 0.0 < error < math.inf:
-        error = _TYPICAL_ERRORS.get(key, _TYPICAL_ENERGY_ERROR)
-    return max(0, math.ceil(-math.log10(error / unit_factor(key, unit)) - 1e-9) + 1)
-
-
-def format_number(value: float, digits: int) -> str:
-    """Return the number with so many decimals; in scientific notation, cut at the same place, where zeros abound."""
-    if digits > 9:
-        exponent = math.floor(math.log10(abs(value))) if value else -digits
-        return f"{value:.{max(0, digits + exponent)}e}"
-    return f"{value:.{digits}f}"
+    def _column(self, records: Sequence[Record], key: str) -> list[str]:
+        """Return a property's cells, the ± below each other; each number has the digits that its own ± justifies."""
+        values = [record.properties.get(key) for record in records]
+        figures = [Figure("") if value is None else format_value(value, self._digits[key]) for value in values]
+        halves = [figure.split(self._sign) for figure in figures]
+        width = max(len(behind) for _, behind in halves)
+        return [before + behind.ljust(width) if before else "" for before, behind in halves]
 
 
 def label(record: Record, *, numbered: bool = False) -> str:
@@ -255,16 +284,14 @@ def _footnotes(units: Iterable[str], model: str) -> list[str]:
     return [note for note in notes if note]
 
 
+def _describe(key: str) -> str:
+    """Return what a property is, short enough for a table beside an interval in 80 columns."""
+    return TARGETS[key].description.removeprefix("energy of the ")
+
+
 def _labels(records: Sequence[Record]) -> list[str]:
     several = {record.source for record in records if record.index}
     return [label(record, numbered=record.source in several) for record in records]
-
-
-def _format_interval(value: Value, digits: int) -> str:
-    if value.interval is None:
-        return ""
-    low, high = (format_number(bound, digits) for bound in value.interval)
-    return f"{low} to {high}"
 
 
 def _measure(columns: Mapping[str, Sequence[str]]) -> int:
@@ -283,6 +310,11 @@ def _pack(widths: Mapping[str, int], first: int, rest: int) -> list[list[str]]:
         blocks[-1].append(key)
         room -= width + 2
     return blocks
+
+
+def _cut(text: str, width: int) -> str:
+    """Cut the end."""
+    return text if cell_len(text) <= width else text[: width - 3] + "..."
 
 
 def _shorten(text: str, width: int) -> str:

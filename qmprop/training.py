@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -21,10 +20,10 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import qmprop
+from qmprop.calibration import FEWEST, fit_trust, load_kinds, write_calibrated, write_measured
 from qmprop.config import TrainConfig
 from qmprop.datasets import Dataset as Molecules
 from qmprop.errors import ConfigError, DataError, OutputError, TrainingError
-from qmprop.evaluation import measure
 from qmprop.geometries import Geometries, load_geometries
 from qmprop.learning import EpochResult, Learner
 from qmprop.model import Model, choose_device, load_model, save_model
@@ -56,8 +55,12 @@ def train(
     on_epoch: Callable[[EpochResult], None] | None = None,
     on_step: Callable[[int, int, float], None] | None = None,
     on_load: Callable[[int, int], None] | None = None,
+    on_calibrate: Callable[[int, int], None] | None = None,
 ) -> TrainResult:
-    """Train a network and write its weights file.
+    """Train a network, calibrate it and write its weights file.
+
+    The file is written before the calibration, and then again with it. Data with fewer than `calibration.FEWEST`
+    molecules to calibrate on, a tenth of a small file, leave it at that.
 
     Args:
         config: The settings.
@@ -69,6 +72,7 @@ def train(
         on_epoch: Called after every epoch.
         on_step: Called after every step with the steps done and to do, and the loss.
         on_load: Called while QM9 is parsed with the molecules done and to do.
+        on_calibrate: Called with the molecules done and to do during the calibration.
 
     Raises:
         ConfigError: `resume` with a configuration or data other than the run's, or a folder that holds no run; or
@@ -86,7 +90,8 @@ def train(
     start = _load_start(config)
     _open_folder(folder, config, molecules, splits, resume)
     pl.seed_everything(config.seed, workers=False, verbose=False)
-    module = Learner(config, molecules, splits, _load_minima(config, molecules, splits, on_load), on_epoch, on_step)
+    minima = _load_minima(config, molecules, splits, on_load)
+    module = Learner(config, molecules, splits, minima, on_epoch, on_step)
     if start is not None:
         module.start_from(start.network)
     _run(module, folder, chosen, resume)
@@ -94,11 +99,14 @@ def train(
         raise TrainingError(f"the run in {folder} has no finished epoch", f"Continue with --resume {folder}.")
     weights = folder / WEIGHTS_FILE
     metadata = _describe(config, molecules, splits, module.last)
-    model = Model(copy.deepcopy(module.averaged), module.baseline, device=chosen)
-    if len(splits["test"]):
-        errors = measure(model, molecules.select(splits["test"]))
-        metadata["test_mae"] = {key: _shorten(error.mae) for key, error in errors.items()}
     save_model(weights, module.averaged, module.baseline, metadata)
+    if len(splits["calibrate"]) >= FEWEST:
+        model = load_model(weights, device=str(chosen))
+        held = {name: splits[name][: config.limit] for name in ("choose", "calibrate")}
+        trust, facts = fit_trust(model, molecules, splits | held, load_kinds(molecules, splits | held), on_calibrate)
+        write_calibrated(weights, model, trust, facts, molecules)
+    else:
+        write_measured(weights, load_model(weights, device=str(chosen)), molecules)
     return TrainResult(folder, weights, module.last)
 
 
@@ -233,7 +241,7 @@ def _changes(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
     """Return settings with those of a table named "table.name"."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in settings.items():
         flat |= {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
     return flat

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,22 @@ class FakeModel:
     def __init__(self, metadata: dict[str, Any] | None = None, device: str = "cpu") -> None:
         self.device = device
         self.metadata = metadata or {}
+        self.extras: dict[str, np.ndarray] = {}
         self.batches: list[int] = []
 
-    def predict(self, molecules: Sequence[Molecule]) -> dict[str, np.ndarray]:
-        self.batches.append(len(molecules))
-        charge = np.array([float(molecule.numbers.sum()) for molecule in molecules])
-        return {key: charge + position for position, key in enumerate(TARGETS)}
+    def run(self, numbers: np.ndarray, positions: np.ndarray, offsets: np.ndarray) -> FakeOutcome:
+        self.batches.append(len(offsets) - 1)
+        charge = np.add.reduceat(numbers, offsets[:-1]).astype(float)
+        return FakeOutcome({key: charge + position for position, key in enumerate(TARGETS)}, np.zeros(positions.shape))
+
+
+@dataclass
+class FakeOutcome:
+    values: dict[str, np.ndarray]
+    moves: np.ndarray
+
+    def properties(self) -> dict[str, np.ndarray]:
+        return self.values
 
 
 def water(*, x: float = 0.0, source: str = "-", index: int = 0, charge: int = 0) -> Molecule:

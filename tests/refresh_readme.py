@@ -152,11 +152,15 @@ def _record() -> str:
 
     (record,) = qmprop.predict(str(ROOT / "examples" / "water.xyz"), properties="mu,gap")
     data = record.to_dict() | {"source": "examples/water.xyz"}
+    if data["domain"] is not None:
+        data["domain"]["score"] = round(data["domain"]["score"], 2)
     for value in data["properties"].values():
         value["value"] = round(value["value"], 3)
-    properties = ",\n".join(f'    "{key}": {json.dumps(value)}' for key, value in data.pop("properties").items())
-    head = ",\n".join(f'  "{key}": {json.dumps(value)}' for key, value in data.items())
-    return _fence("json", f'{{\n{head},\n  "properties": {{\n{properties}\n  }}\n}}\n')
+        value["interval"] = value["interval"] and [round(bound, 3) for bound in value["interval"]]
+    properties = ",\n".join(f'    "{key}": {json.dumps(value)}' for key, value in data["properties"].items())
+    texts = {key: json.dumps(value) for key, value in data.items()} | {"properties": f"{{\n{properties}\n  }}"}
+    lines = ",\n".join(f'  "{key}": {text}' for key, text in texts.items())
+    return _fence("json", f"{{\n{lines}\n}}\n")
 
 
 def _curve() -> str:

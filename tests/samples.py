@@ -81,6 +81,26 @@ def make_graph(*molecules: Molecule, cutoff: float = TINY.cutoff, dtype: torch.d
     return replace(graph, positions=torch.from_numpy(positions).to(dtype))
 
 
+def pair_up(*molecules: Molecule) -> tuple[NDArray, NDArray, NDArray, NDArray, NDArray]:
+    """Return numbers, positions, offsets and all pairs of atoms of one molecule closer than 5 Å: first and second."""
+    numbers, positions, offsets = concatenate(molecules)
+    graph = build_graph(numbers, positions, offsets, 5.0)
+    return numbers, positions, offsets, graph.first.numpy(), graph.second.numpy()
+
+
+def embed(smiles: str) -> tuple[Molecule, set[frozenset[int]]]:
+    """Return a molecule at an MMFF94 minimum, and its bonds."""
+    from rdkit import Chem
+    from rdkit.Chem import rdDistGeom, rdForceFieldHelpers
+
+    mol = Chem.AddHs(Chem.MolFromSmiles(smiles))
+    assert rdDistGeom.EmbedMolecule(mol, randomSeed=1) == 0
+    assert rdForceFieldHelpers.MMFFOptimizeMolecule(mol, maxIters=5000) == 0
+    numbers = np.array([atom.GetAtomicNum() for atom in mol.GetAtoms()])
+    bonds = {frozenset((bond.GetBeginAtomIdx(), bond.GetEndAtomIdx())) for bond in mol.GetBonds()}
+    return Molecule(numbers, mol.GetConformer().GetPositions()), bonds
+
+
 def move(
     molecule: Molecule, *, by: tuple[float, float, float] = (0.0, 0.0, 0.0), turn: NDArray | None = None
 ) -> Molecule:

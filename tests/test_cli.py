@@ -36,9 +36,9 @@ sys.path.insert(0, {tests!r})
 from fakes import FakeModel
 import qmprop.model
 class Slow(FakeModel):
-    def predict(self, molecules):
+    def run(self, *arrays):
         time.sleep({delay})
-        return super().predict(molecules)
+        return super().run(*arrays)
 qmprop.model.load_model = lambda *args, **options: Slow()
 from qmprop.__main__ import main
 main()
@@ -113,6 +113,13 @@ def test_the_command_alone_shows_its_help(capfd):
         (["predict", "water.xyz", "-o", "water.xyz", "-f", "csv"], "output 'water.xyz' is one of the inputs"),
         (["predict", "water.xyz", "--batch-size", "0"], "--batch-size"),
         (["predict", "water.xyz", "--batch-size", "many"], "--batch-size"),
+        (["predict", "water.xyz", "--interval", "1"], "the intervals cannot have the level '1'"),
+        (["predict", "water.xyz", "--interval", ""], "the intervals cannot have the level ''"),
+        (["predict", "water.xyz", "--interval", "narrow"], "0.95 or 95%, or none"),
+        (["predict", "water.xyz", "--neighbors", "-1"], "--neighbors"),
+        (["predict", "water.xyz", "--neighbors", "101"], "--neighbors"),
+        (["predict", "water.xyz", "--neighbors", "3", "-f", "csv"], "format 'csv' holds no neighbors"),
+        (["predict", "water.xyz", "--neighbors", "3", "-o", "out.sdf"], "use -f table, json or jsonl"),
         (["predict", "water.xyz", "--nonsense"], "--nonsense"),
         (["predikt"], "predikt"),
         (["eval", "--split", "all"], "--split"),

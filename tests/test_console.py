@@ -169,42 +169,6 @@ def test_a_perfect_prediction_has_an_error_of_zero():
     assert "0.000" in text
 
 
-def test_what_the_weights_tell_about_themselves():
-    metadata = {
-        "architecture": {"layers": 5},
-        "split_hash": "abc",
-        "epochs": [1, 2],
-        "test_mae": {"mu": 0.0512, "u0": 29.16, "new": 1},
-    }
-    text = draw(console.model_parts("egnn-qm9@1f3a5c7e", metadata), Style())
-    assert "Weights egnn-qm9@1f3a5c7e" in text
-    assert "split hash" in text
-    assert "layers 5" in text
-    assert "1, 2" in text
-    assert "0.0512 D" in text
-    assert "29.2 meV" in text
-
-
-@pytest.mark.parametrize("kinds", [["test_mae"], ["validation_mae"], ["validation_mae", "test_mae"]])
-def test_the_errors_of_the_weights_come_in_default_units(kinds):
-    errors = {"test_mae": {"mu": 0.05, "u0": 29.0, "new": 1.0}, "validation_mae": {"mu": 0.05, "u0": 29.0}}
-    metadata = {kind: errors[kind] for kind in kinds}
-    assert console.known_errors(metadata) == {"mu": 0.05, "u0": pytest.approx(0.029)}
-
-
-@pytest.mark.parametrize("errors", [3, [1], "x", {"mu": "x"}, {"mu": [1]}, {"mu": -1.0}, {"mu": 10**400}, {"mu": True}])
-def test_errors_that_are_no_numbers_are_not_shown(errors):
-    metadata = {"test_mae": errors, "validation_mae": {"mu": 0.5}}
-    assert console.known_errors(metadata) == {"mu": 0.5}
-    assert "0.500 D" in draw(console.model_parts("x@0", metadata), Style())
-
-
-def test_the_test_error_counts_more_than_the_validation_error():
-    metadata = {"validation_mae": {"mu": 9.0}, "test_mae": {"mu": 0.05}}
-    assert console.known_errors(metadata) == {"mu": 0.05}
-    assert console.known_errors({}) == {}
-
-
 def replace_stderr(monkeypatch, kind):
     stream = kind()
     monkeypatch.setattr(sys, "stderr", stream)

@@ -13,7 +13,7 @@ import qmprop
 from qmprop.errors import QmpropError, UsageError
 from qmprop.formats import Failure
 from qmprop.frames import to_dataframe
-from qmprop.records import Message, Record, Value
+from qmprop.records import Domain, Message, Record, Value
 
 FAILURE = Failure("bad.xyz", 2, Message("parse-error", "Line 3 has 2 columns."))
 
@@ -34,6 +34,22 @@ def test_a_row_per_record_with_the_unit_in_the_column() -> None:
     assert list(frame["natoms"].isna()) == [False, True, False]
     assert frame["messages"][1] == "parse-error: Line 3 has 2 columns."
     assert frame["name"][0] is None
+
+
+def test_intervals_have_columns_where_there_are_some() -> None:
+    judged = {"domain": Domain("in", 0.2), "seen": ("gdb_4",)}
+    value = Value(1.85, "D", (1.8, 1.9))
+    records = [Record("a", 0, **judged, interval_level=0.9, properties={"mu": value}), Record("b", 0)]
+    frame = to_dataframe(records)
+    assert list(frame.columns)[8:] == [
+        *("domain", "domain_score", "seen", "interval_level"),
+        *("mu [D]", "mu low [D]", "mu high [D]"),
+    ]
+    assert frame.iloc[0, 8:].tolist() == ["in", 0.2, "gdb_4", 0.9, 1.85, 1.8, 1.9]
+    assert frame["domain"][1] is None
+    assert frame[["domain_score", "interval_level", "mu low [D]"]].iloc[1].isna().all()
+    without = to_dataframe([Record("a", 0, **judged, properties={"mu": Value(1.85, "D")})])
+    assert list(without.columns)[8:] == ["domain", "domain_score", "seen", "mu [D]"]
 
 
 def test_numbers_stay_numbers_when_all_records_failed() -> None:

@@ -100,10 +100,10 @@ class CrampedModel(FakeModel):
         super().__init__()
         self.atoms, self.error = atoms, error
 
-    def predict(self, molecules):
-        if sum(len(molecule.numbers) for molecule in molecules) > self.atoms:
+    def run(self, numbers, positions, offsets):
+        if len(numbers) > self.atoms:
             raise self.error
-        return super().predict(molecules)
+        return super().run(numbers, positions, offsets)
 
 
 @pytest.mark.parametrize(
@@ -133,10 +133,10 @@ def test_another_failure_of_the_network_is_not_taken_for_lack_of_memory():
 class HollowModel(FakeModel):
     """Gives no finite HOMO for the second molecule of a batch."""
 
-    def predict(self, molecules):
-        predictions = super().predict(molecules)
-        predictions["homo"][1] = np.nan
-        return predictions
+    def run(self, numbers, positions, offsets):
+        outcome = super().run(numbers, positions, offsets)
+        outcome.values["homo"][1] = np.nan
+        return outcome
 
 
 def test_a_non_finite_prediction_is_an_error_of_that_record_alone():

@@ -15,23 +15,30 @@ WATER = PACKAGE.parent / "examples" / "water.xyz"
 
 #: From the bottom up: a module imports only modules that stand before it.
 LAYERS = (
-    ["errors", "bundled", "targets", "config", "records", "molecule", "egnn", "baseline", "graph", "model"]
+    ["errors", "bundled", "targets", "config", "records", "molecule"]
+    + ["topology", "limits", "oddities", "egnn", "baseline", "graph", "model"]
     + ["streams", "formats", "blocks", "ase_formats", "smiles", "workers", "readers"]
     + [
+        "figures",
         "rows",
         "tables",
+        "card",
         "outputs",
         "structures",
         "parquet",
         "writers",
         "partials",
         "trust",
-        "inference",
         "datasets",
+        "library",
+        "inference",
         "qm9",
         "minima",
         "geometries",
         "evaluation",
+        "calibration",
+        "charts",
+        "findings",
         "report",
         "learning",
         "training",

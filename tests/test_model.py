@@ -381,7 +381,8 @@ def test_no_molecules_have_no_predictions(model: Model) -> None:
 
 def test_arrays_and_molecules_give_the_same(model: Model, molecules: list[Molecule]) -> None:
     dataset = read_dataset().select(np.tile(np.arange(20), 30))
-    batches = list(model.predict_arrays(dataset.numbers, dataset.positions, dataset.offsets))
+    outcomes = model.run_arrays(dataset.numbers, dataset.positions, dataset.offsets)
+    batches = [outcome.values for outcome in outcomes]
     assert len(batches) > 1, "more atoms than fit into one batch"
     found = dict(zip(DEFAULT_KEYS, np.concatenate(batches).T, strict=True))
     expected = model.predict(molecules)
@@ -411,7 +412,7 @@ def test_a_molecule_larger_than_a_batch_is_a_batch_of_its_own(model: Model) -> N
     chain = alkane(1500)
     numbers = np.concatenate([WATER.numbers, chain.numbers, WATER.numbers])
     positions = np.concatenate([WATER.positions, chain.positions, WATER.positions])
-    batches = list(model.predict_arrays(numbers, positions, np.array([0, 3, 4505, 4508])))
+    batches = [outcome.values for outcome in model.run_arrays(numbers, positions, np.array([0, 3, 4505, 4508]))]
     assert [len(batch) for batch in batches] == [1, 1, 1]
     np.testing.assert_allclose(batches[0], batches[2], rtol=1e-6)
 

@@ -53,11 +53,25 @@ def test_columns_have_types_and_units():
     assert schema.metadata[b"qmprop_record"] == SCHEMA_ID.encode()
 
 
-def test_intervals_and_the_domain_are_columns_where_the_weights_are_calibrated():
-    record = Record("a", 0, domain=Domain("in", 0.2), properties={"mu": Value(1.85, "D", (1.8, 1.9))})
-    (row,) = read(write([record], Layout({"mu": "D"}, calibrated=True))).to_pylist()
-    expected = {"domain": "in", "domain_score": 0.2, "mu [D]": 1.85, "mu low [D]": 1.8, "mu high [D]": 1.9}
-    assert expected.items() <= row.items()
+def test_intervals_the_domain_and_seen_molecules_are_columns_where_the_weights_are_calibrated():
+    record = Record(
+        "a",
+        0,
+        domain=Domain("in", 0.2),
+        properties={"mu": Value(1.85, "D", (1.8, 1.9))},
+        interval_level=0.95,
+        seen=("gdb_4", "gdb_9"),
+    )
+    table = read(write([record, BAD], Layout({"mu": "D"}, 0.95, judged=True)))
+    first, second = table.to_pylist()
+    expected = {"domain": "in", "domain_score": 0.2, "seen": "gdb_4 gdb_9", "interval_level": 0.95}
+    expected |= {"mu [D]": 1.85, "mu low [D]": 1.8, "mu high [D]": 1.9}
+    assert expected.items() <= first.items()
+    assert {second[name] for name in expected} == {None}
+    assert table.schema.field("mu high [D]").metadata == {
+        b"unit": b"D",
+        b"description": b"high end of the 95 % interval of mu",
+    }
 
 
 def test_a_long_stream_leaves_in_compressed_row_groups(monkeypatch):

@@ -15,7 +15,7 @@ from qmprop.__main__ import run
 from qmprop.errors import OutputError, UsageError
 from qmprop.formats import Failure
 from qmprop.partials import RESUMABLE, Written, check_inputs, find_written
-from qmprop.records import Message, Record, Value
+from qmprop.records import Message, Neighbor, Record, Value
 from qmprop.rows import Layout
 from qmprop.writers import create_writer
 
@@ -85,6 +85,42 @@ def test_other_weights_units_and_properties_are_refused(name, tmp_path):
         assert "start over" in caught.value.hint
 
 
+def make_interval_records(level, neighbors=0):
+    """One that failed, then two with intervals; None for none."""
+    bounds = None if level is None else (1.8, 1.9)
+    near = (Neighbor("gdb_1", "C", 0.5),) * neighbors
+    yield Record("a", 0, status="error", messages=(Message("parse-error", ODD),), model="m@1")
+    for index in (1, 2):
+        properties = {"mu": Value(1.85, "D", bounds)}
+        yield Record("a", index, model="m@1", properties=properties, interval_level=level, neighbors=near)
+
+
+@pytest.mark.parametrize("name", RESUMABLE)
+@pytest.mark.parametrize(("before", "now"), [(0.9, 0.95), (0.9, None), (None, 0.9), (0.9, 0.9), (None, None)])
+def test_intervals_of_another_level_are_refused(name, before, now, tmp_path):
+    layout = Layout({"mu": "D"}, before, judged=True)
+    writer = create_writer(name, layout)
+    text = writer.begin() + "".join(writer.write(record, water()) for record in make_interval_records(before))
+    later = Layout({"mu": "D"}, now, judged=True)
+    if now == before:
+        assert find(tmp_path, name, text.encode(), later).count == 3
+        return
+    with pytest.raises(UsageError, match=r"was written with .*intervals") as caught:
+        find(tmp_path, name, text.encode(), later)
+    assert "start over" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["json", "jsonl"])
+def test_another_number_of_neighbors_is_refused(name, tmp_path):
+    path, layout = tmp_path / "out.partial", Layout({"mu": "D"}, 0.9, judged=True)
+    writer = create_writer(name, layout)
+    path.write_text(writer.begin() + "".join(map(writer.write, make_interval_records(0.9, neighbors=2))))
+    assert find_written(str(path), name, layout, "m@1", 2).count == 3
+    for neighbors in (0, 3):
+        with pytest.raises(UsageError, match=f"was written with --neighbors 2, not {neighbors}"):
+            find_written(str(path), name, layout, "m@1", neighbors)
+
+
 @pytest.mark.parametrize("name", RESUMABLE)
 def test_a_file_of_another_format_is_refused(name, tmp_path):
     for other in RESUMABLE:
@@ -120,12 +156,15 @@ class BatchModel(FakeModel):
     batches_left = 1000
     delay = 0.0
 
-    def predict(self, molecules):
+    def run(self, numbers, positions, offsets):
         if self.batches_left == 0:
             raise KeyboardInterrupt
         self.batches_left -= 1
         time.sleep(self.delay)
-        return {key: value + 1e-9 * len(molecules) for key, value in super().predict(molecules).items()}
+        outcome = super().run(numbers, positions, offsets)
+        for values in outcome.values.values():
+            values += 1e-9 * (len(offsets) - 1)
+        return outcome
 
 
 @pytest.fixture
@@ -210,8 +249,8 @@ def test_a_finished_run_is_written_anew_and_an_ended_one_is_only_finished(folder
         (["-o", "/dev/null", "-f", "csv", "--resume"], "it is not a file"),
         (["-o", "out.parquet", "--resume"], "format 'parquet' cannot be resumed"),
         (["-o", "out.txt", "--resume"], "format 'table' cannot be resumed"),
-        (["-o", "out.csv", "--resume", "-u", "kcal"], "was written with other properties or units"),
-        (["-o", "out.csv", "--resume", "-p", "mu"], "was written with other properties or units"),
+        (["-o", "out.csv", "--resume", "-u", "kcal"], "was written with other properties, units or intervals"),
+        (["-o", "out.csv", "--resume", "-p", "mu"], "was written with other properties, units or intervals"),
         (["in.xyz", "-o", "out.csv", "--resume"], ""),
     ],
 )

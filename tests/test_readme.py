@@ -205,7 +205,7 @@ def test_ci_runs_the_first_two_commands_in_a_fresh_environment(tmp_path, failing
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci")
     shutil.copy(README, tmp_path)
-    for folder, names in (("environment", ("pip", "qmprop", "pytest")), ("system", ("python3",))):
+    for folder, names in (("environment", ("pip", "qmprop", "pytest")), ("system", ("python3", "chromium"))):
         (tmp_path / folder).mkdir()
         for name in names:
             script = tmp_path / folder / name
@@ -314,9 +314,10 @@ def test_evaluating_again_agrees_with_the_stored_evaluation():
 
 
 def test_the_weights_state_the_same_errors():
-    stated = load_model(device="cpu").metadata.get("test_mae", {})
+    stated = load_model(device="cpu").metadata["accuracy"]["dft"]
     for key, row in stored_report()["properties"].items():
-        assert stated.get(key, row["mae"]) == pytest.approx(row["mae"], rel=1e-3), key
+        for name in ("mae", "coverage"):
+            assert stated[name][key] == pytest.approx(row[name], rel=1e-3), key
 
 
 def test_both_pages_show_the_evaluation():

@@ -232,11 +232,19 @@ def test_any_text_leaves_the_file_readable(name, text):
     assert found[0].GetProp("qmprop_status") == "error"
 
 
-def test_intervals_and_the_domain_stand_beside_the_values():
-    record = Record("a", 0, domain=Domain("out", 2.5), properties={"mu": Value(1.85, "D", (1.8, 1.9))})
+def test_intervals_the_domain_and_seen_molecules_stand_beside_the_values():
+    fields = {"domain": Domain("out", 2.5, ("flat-geometry",)), "interval_level": 0.9, "seen": ("gdb_4", "gdb_9")}
+    record = Record("a", 0, properties={"mu": Value(1.85, "D", (1.8, 1.9))}, **fields)
     expected = {"mu": 1.85, "mu_low": 1.8, "mu_high": 1.9, "domain": "out", "domain_score": 2.5}
-    layout = Layout({"mu": "D"}, calibrated=True)
+    expected |= {"seen": "gdb_4 gdb_9", "interval_level": 0.9}
+    layout = Layout({"mu": "D"}, 0.9, judged=True)
     (atoms,) = read_extxyz(write("extxyz", [(record, water())], layout))
     (mol,) = read_sdf(write("sdf", [(record, water())], layout))
     assert expected.items() <= atoms.info.items()
     assert {f"qmprop_{key}": value for key, value in expected.items()}.items() <= mol.GetPropsAsDict().items()
+
+
+def test_what_there_is_not_leaves_no_entry():
+    record = Record("a", 0, properties={"mu": Value(1.85, "D")})
+    (atoms,) = read_extxyz(write("extxyz", [(record, water())], Layout({"mu": "D"}, 0.9, judged=True)))
+    assert set(atoms.info) == {"source", "index", "status", "mu", "units", "charge"}

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 from samples import QM9_20, TINY, make_graph, read_dataset
 
@@ -41,6 +42,11 @@ class Run:
     result: TrainResult
     epochs: list[EpochResult]
     steps: list[tuple[int, int, float]]
+
+
+def predict_all(model: Model, dataset: Dataset) -> NDArray[np.float64]:
+    outcomes = model.run_arrays(dataset.numbers, dataset.positions, dataset.offsets)
+    return np.concatenate([outcome.values for outcome in outcomes])
 
 
 def run(folder: Path, config: TrainConfig = CONFIG, **options) -> Run:
@@ -106,7 +112,7 @@ def test_network_learns_32_molecules_by_heart(full: Dataset, tmp_path: Path) -> 
     composition = compose(learned.numbers, center(learned.numbers, learned.positions, learned.offsets), learned.offsets)
     plain = Baseline.fit(learned.targets, composition).restore(np.zeros((32, 10)), composition)
     model = load_model(result.weights, device="cpu")
-    found = np.concatenate(list(model.predict_arrays(learned.numbers, learned.positions, learned.offsets)))
+    found = predict_all(model, learned)
     before, after = (np.abs(values - learned.targets).mean(axis=0) for values in (plain, found))
     shrunk = dict(zip(DEFAULT_KEYS, before / after, strict=True))
     assert len(learned) == 32
@@ -266,8 +272,9 @@ def test_loss_of_r2_is_that_of_the_prediction(refine_layers: int) -> None:
         orbitals = [LATENTS.index("homo"), LATENTS.index("lumo")]
         labels[:, orbitals] = outputs[:, orbitals]  # so that the gap is right
         loss = 2.0 * float(module._loss(graph, labels, minima))
-    predicted = Model(module.network, module.baseline).predict_arrays(dataset.numbers, module.inputs, dataset.offsets)
-    errors = np.concatenate(list(predicted))[:, DEFAULT_KEYS.index("r2")] - dataset.targets[:, DEFAULT_KEYS.index("r2")]
+    given = dataclasses.replace(dataset, positions=module.inputs)
+    predicted = predict_all(Model(module.network, module.baseline), given)
+    errors = (predicted - dataset.targets)[:, DEFAULT_KEYS.index("r2")]
     assert loss == pytest.approx(np.abs(errors).mean() / module.baseline.scales[row], rel=1e-3)
     plain = float((outputs - labels)[:, row].abs().mean())
     assert abs(loss - plain) > 0.01 * plain, "the geometry matters"
@@ -418,7 +425,7 @@ def test_weights_say_how_they_were_made_and_predict(finished: Run) -> None:
     assert model.metadata["training_molecules"] == 16
     assert model.metadata["validation_mae"] == pytest.approx(finished.epochs[-1].mae, rel=1e-4)
     dataset = read_dataset().select(qm9.split_other(20)["choose"])
-    found = np.concatenate(list(model.predict_arrays(dataset.numbers, dataset.positions, dataset.offsets)))
+    found = predict_all(model, dataset)
     mae = np.abs(found - dataset.targets).mean(axis=0)
     assert mae[0] == pytest.approx(finished.epochs[-1].mae["mu"], rel=1e-4), "what was validated is what is shipped"
 

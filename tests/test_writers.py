@@ -56,16 +56,37 @@ def test_csv_has_units_in_its_header_and_leaves_out_what_is_not_there():
     assert bad == ["é\n.xyz", "1", "", "", "", "error", "parse-error: Line 2: ';', not a number.", "", "", ""]
 
 
-def test_csv_has_intervals_and_the_domain_where_the_weights_are_calibrated():
+def test_csv_has_intervals_the_domain_and_seen_molecules_where_the_weights_are_calibrated():
     properties = {"mu": Value(1.85, "D", (1.8, 1.9)), "u0": Value(-3.5, "kcal/mol")}
-    known = Record("a", 0, domain=Domain("out", 2.5), properties=properties)
-    text = write(CsvWriter(Layout(UNITS, calibrated=True)), [known, BAD])
+    domain = Domain("out", 2.5, ("far-from-training",))
+    known = Record("a", 0, domain=domain, properties=properties, interval_level=0.9, seen=("gdb_4", "gdb_9"))
+    text = write(CsvWriter(Layout(UNITS, 0.9, judged=True)), [known, BAD])
     first, second = csv.DictReader(io.StringIO(text))
-    bounds = ["mu low [D]", "mu high [D]", "u0 low [kcal/mol]", "u0 high [kcal/mol]"]
-    assert [first[name] for name in ("domain", "domain_score", "mu [D]", *bounds)] == ["out", "2.5", "1.85"] + [
-        *("1.8", "1.9", "", "")
-    ]
-    assert [second[name] for name in ("domain", "domain_score", *bounds)] == [""] * 6
+    added = {"domain": "out", "domain_score": "2.5", "seen": "gdb_4 gdb_9", "interval_level": "0.9"}
+    numbers = {"mu [D]": "1.85", "mu low [D]": "1.8", "mu high [D]": "1.9"}
+    numbers |= {"u0 [kcal/mol]": "-3.5", "u0 low [kcal/mol]": "", "u0 high [kcal/mol]": ""}
+    assert list(first) == [*RECORD_COLUMNS, *added, *numbers]
+    assert {name: first[name] for name in [*added, *numbers]} == added | numbers
+    assert {second[name] for name in [*added, *numbers]} == {""}
+
+
+@pytest.mark.parametrize(
+    ("level", "judged", "columns"),
+    [
+        (None, False, ["mu [D]"]),
+        (None, True, ["domain", "domain_score", "seen", "mu [D]"]),
+        (0.95, False, ["interval_level", "mu [D]", "mu low [D]", "mu high [D]"]),
+    ],
+)
+def test_the_columns_are_those_that_can_hold_something(level, judged, columns):
+    layout = Layout({"mu": "D"}, level, judged)
+    assert [column.name for column in layout.columns()] == [*RECORD_COLUMNS, *columns]
+    assert len(layout.row(GOOD)) == len(layout.columns())
+
+
+def test_a_bound_says_of_which_interval_it_is():
+    low = next(column for column in Layout({"mu": "D"}, 0.999).columns() if column.name == "mu low [D]")
+    assert (low.description, low.unit) == ("low end of the 99.9 % interval of mu", "D")
 
 
 @given(st.lists(st.text(max_size=8), min_size=3, max_size=3))

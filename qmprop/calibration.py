@@ -1,0 +1,401 @@
+"""Calibrate weights: fit what turns a molecule's traits into trust, on molecules the network was not trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from qmprop.datasets import Dataset
+from qmprop.errors import DataError
+from qmprop.evaluation import GEOMETRIES, evaluate
+from qmprop.geometries import Geometries, load_geometries
+from qmprop.graph import build_graph
+from qmprop.limits import Limits, learn_limits
+from qmprop.model import Model, find_weights, load_model, save_model
+from qmprop.qm9 import QM9_SIZE, load_data, split_data
+from qmprop.targets import DEFAULT_KEYS
+from qmprop.topology import find_bonds, hash_graphs
+from qmprop.trust import (
+    GROUPS,
+    LATENT_SIZE,
+    LEVEL,
+    LEVELS,
+    REACH,
+    Traits,
+    Trust,
+    find_moves,
+    predict_scales,
+    project,
+    rescale,
+    to_bytes,
+)
+
+Array = NDArray[np.float64]
+Progress = Callable[[int, int], None]
+
+#: Calibration needs this many molecules for the quantile of a level to mean anything.
+FEWEST: Final = 100
+#: Training molecules whose errors help to fit the error scale.
+_HELPERS: Final = 40_000
+#: Training molecules that decide the axes of the latent space.
+_AXES: Final = 20_000
+#: Share of traits that count as outliers at either end.
+_OUTLIERS: Final = 5e-4
+#: Share of calibration molecules, of each kind of geometry, beyond the threshold of the latent distance.
+_FALSE_ALARMS: Final = 0.006
+#: Spread of the first latent coordinate; the others have less.
+_LATENT_SPREAD: Final = 1.5
+#: Standard deviations of the noise on coordinates that shows the error scale distorted geometries, in Å.
+_NOISE: Final = (0.01, 0.3)
+_BLOCK: Final = 2_000  # molecules between two reports of progress
+#: The network of the error scale and its training.
+_WIDTH: Final = 128
+_EPOCHS: Final = 12
+_BATCH: Final = 512
+_RATE: Final = 1e-3
+_DECAY: Final = 1e-2
+_DROPOUT: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Sample:
+    """Traits [M, T] of molecules, the absolute errors of their predictions [M, 12], and their kind of geometry."""
+
+    traits: Traits
+    errors: Array
+    kind: str
+
+
+def calibrate(
+    weights: str | Path,
+    *,
+    data: str | Path = "qm9",
+    out: str | Path | None = None,
+    device: str = "auto",
+    on_load: Progress | None = None,
+    on_progress: Progress | None = None,
+) -> Model:
+    """Calibrate a weights file, and measure on the test split what came of it.
+
+    Args:
+        weights: The weights file, or bundled weights by name.
+        data: What the weights were trained on: "qm9", its compact cache, or a labeled extxyz file.
+        out: Where to write; None writes into the weights file itself.
+        device: "auto", "cpu", "cuda", ...
+        on_load: Called while QM9 is parsed with the molecules done and to do.
+        on_progress: Called with the molecules done and to do.
+
+    Returns:
+        The calibrated model.
+
+    Raises:
+        DataError: The data cannot be read, are not those of the training, or are too few.
+        WeightsError: The weights cannot be used.
+        OutputError: The file cannot be written.
+    """
+    path = find_weights(weights)
+    model = load_model(path, device=device)
+    molecules = load_data(data, progress=on_load)
+    if model.metadata.get("data_sha256") != molecules.sha256:
+        raise DataError(f"{path} was not trained on {molecules.name}", "Give the training data with --data.")
+    splits = split_data(molecules)
+    splits["train"] = splits["train"][: model.metadata.get("training_molecules")]
+    trust, facts = fit_trust(model, molecules, splits, load_kinds(molecules, splits), on_progress)
+    return write_calibrated(path if out is None else Path(out), model, trust, facts, molecules)
+
+
+def write_calibrated(path: Path, model: Model, trust: Trust, facts: dict[str, Any], molecules: Dataset) -> Model:
+    """Write a model with its calibration and with its errors on the test split; return it as it can be loaded."""
+    calibrated = Model(
+        model.network,
+        model.baseline,
+        metadata={**model.metadata, "calibration": facts},
+        extras=trust.to_arrays(),
+        device=model.device,
+    )
+    write_measured(path, calibrated, molecules)
+    return load_model(path, device=str(model.device))
+
+
+def write_measured(path: Path, model: Model, molecules: Dataset) -> None:
+    """Write a model with its errors on the test split of its training data, if that has one."""
+    is_qm9 = molecules.name == "qm9" and len(molecules) == QM9_SIZE
+    accuracy: dict[str, Any] = {}
+    for kind in GEOMETRIES if is_qm9 else GEOMETRIES[:1]:
+        if len(split_data(molecules)["test"]):
+            report = evaluate(weights=model, data=molecules, geometry=kind)
+            accuracy[kind] = {"molecules": report.molecules, "outside": report.outside}
+            for name in ("mae", "coverage"):
+                numbers = {key: getattr(errors, name) for key, errors in report.properties.items()}
+                accuracy[kind][name] = {key: _shorten(value) for key, value in numbers.items() if value is not None}
+    metadata = {**model.metadata, "accuracy": accuracy, "limits": _describe_limits(molecules)}
+    save_model(path, model.network, model.baseline, metadata, model.extras)
+
+
+def load_kinds(molecules: Dataset, splits: dict[str, NDArray[np.int64]]) -> Geometries | None:
+    """Return the force-field geometries to calibrate on beside those of the data; only those of QM9 are known."""
+    if molecules.name != "qm9" or len(molecules) != QM9_SIZE:
+        return None
+    rows = np.concatenate([splits[name] for name in ("train", "choose", "calibrate")])
+    return load_geometries("mmff", molecules, rows=rows)
+
+
+def fit_trust(
+    model: Model,
+    molecules: Dataset,
+    splits: dict[str, NDArray[np.int64]],
+    others: Geometries | None = None,
+    on_progress: Progress | None = None,
+) -> tuple[Trust, dict[str, Any]]:
+    """Fit a calibration.
+
+    The error scale learns from the molecules set aside for choosing and from some that were trained on, in all kinds of
+    geometry and distorted; quantiles and the threshold come from the molecules set aside for calibration alone.
+
+    Args:
+        model: The network.
+        molecules: Labeled molecules in DFT geometries.
+        splits: Their split: "train", "choose", "calibrate".
+        others: Force-field geometries of the same molecules; None to calibrate on the given ones alone.
+        on_progress: Called with the molecules done and to do.
+
+    Returns:
+        The calibration, and facts about it for people.
+
+    Raises:
+        DataError: There are too few molecules.
+    """
+    if len(splits["calibrate"]) < FEWEST:
+        raise DataError(
+            f"{molecules.name} has {len(splits['calibrate'])} molecules to calibrate on, {FEWEST} are needed"
+        )
+    helpers = splits["train"][:_HELPERS]
+    kinds = {"dft": molecules}
+    if others is not None:
+        kinds["mmff"] = dataclasses.replace(molecules, positions=others.positions)
+    rows = [splits["choose"]] * (len(kinds) + 1) + [splits["calibrate"]] * len(kinds)
+    rows += [helpers] * (len(kinds) - 1) + [splits["train"]]
+    meter = _Meter(sum(map(len, rows)), on_progress)
+
+    learned = [_sample(model, data.select(splits["choose"]), kind, meter) for kind, data in kinds.items()]
+    learned.append(_sample(model, _distort(kinds, splits["choose"]), "distorted", meter))
+    held = [_sample(model, data.select(splits["calibrate"]), kind, meter) for kind, data in kinds.items()]
+    known = _sample(model, molecules.select(helpers), "dft", meter)
+    learned.append(known)
+    if others is not None:
+        learned.append(_sample(model, kinds["mmff"].select(helpers), "mmff", meter))
+
+    low, high = _find_range(np.concatenate([sample.traits for sample in learned]))
+    features = 3 * model.config.node_width
+    projection = _find_axes(low, high, known.traits[:_AXES], features)
+    placed = [project(low, high, projection, known.traits)]
+    origin = placed[0].mean(axis=0)
+    for part in _blocks(splits["train"][len(helpers) :]):
+        traits = _sample(model, molecules.select(part), "dft", meter).traits
+        placed.append(project(low, high, projection, traits))
+    farthest = np.quantile(np.abs(placed[0] - origin), 1.0 - _OUTLIERS, axis=0)
+    steps = np.maximum(farthest / 127.0, 1e-6).astype(np.float32)
+    weights, biases = _fit_scales(low, high, learned)
+    edges, quantiles = _find_quantiles(held, [predict_scales(low, high, weights, biases, s.traits) for s in held])
+    keys = _hash_molecules(molecules, splits["train"])
+    order = np.argsort(keys, kind="stable")
+    trust = Trust(
+        low=low,
+        high=high,
+        weights=weights,
+        biases=biases,
+        edges=edges,
+        quantiles=quantiles,
+        projection=projection,
+        origin=origin,
+        steps=steps,
+        latents=to_bytes(np.concatenate(placed) - origin, steps),
+        threshold=1.0,
+        limits=_learn_limits(list(kinds.values()), helpers),
+        ids=molecules.ids[splits["train"]],
+        keys=keys[order],
+        order=order,
+        prefix="gdb_" if molecules.name == "qm9" else "",
+    )
+    scores = {sample.kind: trust.scores(sample.traits) for sample in held}
+    threshold = max(float(np.quantile(found, 1.0 - _FALSE_ALARMS)) for found in scores.values())
+    facts = {"molecules": len(splits["calibrate"]), "geometries": list(kinds), "level": LEVEL}
+    facts["false_alarms"] = {kind: _shorten(float((found > threshold).mean())) for kind, found in scores.items()}
+    return dataclasses.replace(trust, threshold=threshold), facts
+
+
+class _Meter:
+    """Tells how many molecules are done."""
+
+    def __init__(self, total: int, call: Progress | None) -> None:
+        self._total, self._call, self._done = total, call, 0
+
+    def advance(self, count: int) -> None:
+        self._done += count
+        if self._call is not None:
+            self._call(self._done, self._total)
+
+
+def _sample(model: Model, molecules: Dataset, kind: str, meter: _Meter) -> _Sample:
+    """Return traits and absolute errors of molecules."""
+    traits, values = [], []
+    for outcome in model.run_arrays(molecules.numbers, molecules.positions, molecules.offsets):
+        traits.append(outcome.traits)
+        values.append(outcome.values)
+        meter.advance(len(outcome.values))
+    return _Sample(np.concatenate(traits), np.abs(np.concatenate(values) - molecules.targets), kind)
+
+
+def _distort(kinds: dict[str, Dataset], rows: NDArray[np.int64]) -> Dataset:
+    """Return molecules somewhere between their geometries, with noise of various sizes on every coordinate."""
+    rng = np.random.default_rng(0)
+    ends = [data.select(rows) for data in kinds.values()]
+    sizes = np.diff(ends[0].offsets)
+    share = np.repeat(rng.random(len(rows)), sizes)[:, None]
+    size = np.repeat(_NOISE[0] * (_NOISE[1] / _NOISE[0]) ** rng.random(len(rows)), sizes)[:, None]
+    between = ends[0].positions + share * (ends[-1].positions - ends[0].positions)
+    positions = between + size * rng.standard_normal(between.shape)
+    return dataclasses.replace(ends[0], positions=positions.astype(np.float32))
+
+
+def _find_range(traits: Traits) -> tuple[Traits, Traits]:
+    low, high = np.quantile(traits, [_OUTLIERS, 1.0 - _OUTLIERS], axis=0)
+    return low.astype(np.float32), high.astype(np.float32)
+
+
+def _find_axes(low: Traits, high: Traits, traits: Traits, features: int) -> Traits:
+    """Return the projection to the principal components, each divided by the root of its spread [features, K].
+
+    That stands between plain and whitened components: rare directions count more than they vary, but not as much as
+    the common ones.
+    """
+    rescaled = project(low, high, np.eye(features, dtype=np.float32), traits).astype(np.float64)
+    variances, axes = np.linalg.eigh(np.cov(rescaled, rowvar=False))
+    count = min(LATENT_SIZE, features)
+    spreads = np.sqrt(np.maximum(variances[::-1][:count], 1e-12))
+    projection = np.zeros((features, LATENT_SIZE), dtype=np.float32)
+    projection[:, :count] = axes[:, ::-1][:, :count] * _LATENT_SPREAD / np.sqrt(spreads[0] * spreads)
+    return projection
+
+
+def _fit_scales(low: Traits, high: Traits, samples: Sequence[_Sample]) -> tuple[tuple[Traits, ...], tuple[Traits, ...]]:
+    """Fit the network of the error scale: the likeliest scale of a Laplace distribution of the errors.
+
+    Its loss is log s + |error| / s. Errors that are not known (NaN) count nothing.
+
+    Returns:
+        Weights and biases.
+    """
+    traits = torch.from_numpy(np.concatenate([rescale(low, high, sample.traits) for sample in samples]))
+    errors = np.concatenate([sample.errors for sample in samples])
+    usual = np.nanmean(errors, axis=0)
+    usual = np.where(np.isfinite(usual) & (usual > 0.0), usual, 1.0)
+    known = torch.from_numpy(np.isfinite(errors))
+    ratios = torch.from_numpy(np.nan_to_num(errors / usual).astype(np.float32))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = _train_scales(traits, ratios, known)
+    layers = [layer for layer in network if isinstance(layer, nn.Linear)]
+    weights = [layer.weight.detach().numpy().T.copy() for layer in layers]
+    biases = [layer.bias.detach().numpy().copy() for layer in layers]
+    biases[-1] += np.log(usual).astype(np.float32)
+    return tuple(weights), tuple(biases)
+
+
+def _train_scales(traits: torch.Tensor, ratios: torch.Tensor, known: torch.Tensor) -> nn.Sequential:
+    readout = nn.Linear(_WIDTH, len(DEFAULT_KEYS))
+    nn.init.zeros_(readout.weight)
+    nn.init.zeros_(readout.bias)
+    network = nn.Sequential(
+        *(nn.Linear(traits.shape[1], _WIDTH), nn.SiLU(), nn.Dropout(_DROPOUT)),
+        *(nn.Linear(_WIDTH, _WIDTH), nn.SiLU(), nn.Dropout(_DROPOUT)),
+        readout,
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=_DECAY)
+    batches = max(1, len(traits) // _BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=_EPOCHS * batches)
+    for _ in range(_EPOCHS):
+        for rows in torch.randperm(len(traits)).chunk(batches)[:batches]:
+            logarithms = network(traits[rows]).clamp(-8.0, 8.0)
+            losses = logarithms + ratios[rows] * torch.exp(-logarithms)
+            optimizer.zero_grad()
+            (losses * known[rows]).mean().backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+    return network.eval()
+
+
+def _find_quantiles(samples: Sequence[_Sample], scales: Sequence[Array]) -> tuple[Array, Array]:
+    """Return the edges of the groups [G - 1] and the quantiles of |error| / scale in each [G, 12, L].
+
+    With n errors in a group the quantile of a level is the ceil((n + 1) level)-th smallest, which holds at least that
+    share of new ones.
+    """
+    moves = np.concatenate([find_moves(sample.traits) for sample in samples])
+    ratios = np.concatenate([sample.errors / scale for sample, scale in zip(samples, scales, strict=True)])
+    groups = GROUPS if len(moves) >= GROUPS * FEWEST else 1
+    edges = np.quantile(moves, np.arange(1, groups) / groups)
+    members = np.searchsorted(edges, moves)
+    return edges, np.stack([_conformal(ratios[members == group]) for group in range(groups)])
+
+
+def _conformal(ratios: Array) -> Array:
+    """Return the conformal quantiles of the ratios of each property that are known [12, L]."""
+    table = np.ones((ratios.shape[1], len(LEVELS)))
+    for row, column in enumerate(ratios.T):
+        known = np.sort(column[np.isfinite(column)])
+        if len(known):
+            ranks = np.ceil((len(known) + 1) * LEVELS).astype(int)
+            table[row] = known[np.minimum(ranks, len(known)) - 1]
+    return table
+
+
+def _learn_limits(kinds: Sequence[Dataset], rows: NDArray[np.int64]) -> Limits:
+    """Return the limits that molecules keep in all kinds of geometry."""
+    parts = (data.select(part) for data in kinds for part in _blocks(rows, 5 * _BLOCK))
+    return functools.reduce(Limits.join, (learn_limits(*_with_pairs(part)) for part in parts))
+
+
+def _hash_molecules(molecules: Dataset, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+    found = []
+    for part in _blocks(rows):
+        block = molecules.select(part)
+        numbers, positions, offsets, first, second = _with_pairs(block)
+        found.append(hash_graphs(numbers, offsets, find_bonds(numbers, positions, first, second)))
+    return np.concatenate(found)
+
+
+def _with_pairs(block: Dataset) -> tuple[NDArray[np.int64], Array, NDArray[np.int64], Any, Any]:
+    """Return what `topology` reads of molecules."""
+    graph = build_graph(block.numbers, block.positions.astype(np.float64), block.offsets, REACH)
+    positions = block.positions.astype(np.float64)
+    return block.numbers.astype(np.int64), positions, block.offsets, graph.first.numpy(), graph.second.numpy()
+
+
+def _blocks(rows: NDArray[np.int64], size: int = _BLOCK) -> Iterator[NDArray[np.int64]]:
+    for first in range(0, len(rows), size):
+        yield rows[first : first + size]
+
+
+def _describe_limits(molecules: Dataset) -> dict[str, Any]:
+    """Return the largest size and the elements among the molecules, for people."""
+    heavy = np.add.reduceat(molecules.numbers > 1, molecules.offsets[:-1], dtype=np.int64)
+    elements = {1: "H", 6: "C", 7: "N", 8: "O", 9: "F"}
+    return {
+        "heavy_atoms": int(heavy.max()),
+        "elements": [symbol for number, symbol in elements.items() if (molecules.numbers == number).any()],
+    }
+
+
+def _shorten(value: float) -> float:
+    return float(f"{value:.5g}")

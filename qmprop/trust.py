@@ -1,0 +1,331 @@
+"""How far a prediction can be off, and whether the network knows the molecule.
+
+Split conformal prediction (Lei et al. 2018) with a predicted error scale (Papadopoulos et al. 2002): the half-width of
+an interval is the scale of this molecule times a quantile of |error| / scale over molecules that nothing was trained or
+chosen on, taken among those whose geometry the network moves about as far.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmprop.errors import UsageError, WeightsError
+from qmprop.figures import HIGHEST_LEVEL, LOWEST_LEVEL
+from qmprop.graph import build_graph, concatenate
+from qmprop.limits import Limits
+from qmprop.model import Model
+from qmprop.molecule import Molecule, find_flaws
+from qmprop.oddities import find_oddities
+from qmprop.records import Domain, Message
+from qmprop.targets import DEFAULT_KEYS
+from qmprop.topology import find_bonds, hash_graphs
+
+Array = NDArray[np.float64]
+Traits = NDArray[np.float32]
+
+#: Level of the intervals where the caller names none.
+LEVEL: Final = 0.9
+#: Levels whose quantiles a calibration keeps; those between are interpolated.
+LEVELS: Final = np.concatenate([np.linspace(0.5, 0.94, 45), np.linspace(0.95, 0.999, 50)])
+#: Groups of molecules, by how far the network moves their atoms, that have quantiles of their own.
+GROUPS: Final = 3
+#: Numbers that place a molecule in the latent space.
+LATENT_SIZE: Final = 48
+#: Every so many training molecules are looked at for the distance to the nearest.
+_STRIDE: Final = 4
+#: Pairs of atoms closer than this (Å) are looked at for bonds and oddities.
+REACH: Final = 5.0
+_ZERO: Final = 128  # as a byte
+_BLOCK: Final = 256  # molecules whose distances are found at once
+_LARGEST_LOG: Final = 12.0
+
+
+class Judgment(NamedTuple):
+    """The verdict on a molecule, a message for each of its reasons, and the training molecules with the same bonds."""
+
+    domain: Domain
+    messages: tuple[Message, ...]
+    seen: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trust:
+    """A calibration: what turns the traits of a molecule (see `model.Outcome`; T of them) into trust.
+
+    Attributes:
+        low: Traits are taken as at least this [T].
+        high: Traits are taken as at most this [T].
+        weights: Matrices of the network of the error scale: [T, W], [W, W], [W, 12].
+        biases: Their constants [W], [W], [12].
+        edges: Logarithms of the root mean square move that part the groups [G - 1].
+        quantiles: Of |error| / scale, by group, property and level [G, 12, L].
+        projection: Traits to latent coordinates [3 F, K].
+        origin: Where the training molecules have their middle before it is moved to zero [K].
+        steps: What one unit of a byte is worth [K].
+        latents: Latent coordinates of the training molecules in their DFT geometries, in bytes [n, K].
+        threshold: Distance from the nearest of them beyond which a molecule is unknown.
+        limits: Distances and valences in the training molecules.
+        ids: Numbers of the training molecules in their data [n].
+        keys: Hashes of their bonds, ascending [n].
+        order: Rows of the training molecules in the order of `keys` [n].
+        prefix: What their names begin with.
+    """
+
+    low: Traits
+    high: Traits
+    weights: tuple[Traits, ...]
+    biases: tuple[Traits, ...]
+    edges: Array
+    quantiles: Array
+    projection: Traits
+    origin: Traits
+    steps: Traits
+    latents: NDArray[np.uint8]
+    threshold: float
+    limits: Limits
+    ids: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+    order: NDArray[np.int64]
+    prefix: str
+
+    def scales(self, traits: Traits) -> Array:
+        """Return the absolute error to expect, in default units [M, 12]."""
+        return predict_scales(self.low, self.high, self.weights, self.biases, traits)
+
+    def half_widths(self, traits: Traits, level: float = LEVEL) -> Array:
+        """Return half-widths of intervals that hold a share `level` of the references, in default units [M, 12].
+
+        Farther from the training molecules than the threshold they grow with the distance; there is no guarantee there.
+        """
+        groups = np.searchsorted(self.edges, find_moves(traits))
+        factors = np.stack([interpolate_levels(table, level) for table in self.quantiles])
+        widening = np.maximum(1.0, self.scores(traits))
+        return self.scales(traits) * factors[groups] * widening[:, None]
+
+    def scores(self, traits: Traits) -> Array:
+        """Return the distance to the nearest training molecule over the one that is still usual [M]."""
+        latents = self.latents[::_STRIDE]
+        return np.sqrt(find_nearest(self.place(traits), latents, self.steps, 1)[1][:, 0]) / self.threshold
+
+    def nearest(self, traits: Traits, count: int) -> tuple[NDArray[np.int64], Array]:
+        """Return the rows of the nearest training molecules and their distances over the threshold [M, count]."""
+        rows, squares = find_nearest(self.place(traits), self.latents, self.steps, min(count, len(self.latents)))
+        return rows, np.sqrt(squares) / self.threshold
+
+    def place(self, traits: Traits) -> Traits:
+        """Return latent coordinates [M, K]."""
+        return project(self.low, self.high, self.projection, traits) - self.origin
+
+    def judge(self, molecules: Sequence[Molecule], traits: Traits) -> list[Judgment]:
+        """Return the verdict on each of M molecules that pass `molecule.find_error`, with traits [M, T]."""
+        if not molecules:
+            return []
+        numbers, positions, offsets = concatenate(molecules)
+        graph = build_graph(numbers, positions, offsets, REACH)
+        first, second = graph.first.numpy(), graph.second.numpy()
+        bonds = find_bonds(numbers, positions, first, second)
+        oddities = find_oddities(numbers, positions, offsets, bonds, first, second, self.limits)
+        keys = hash_graphs(numbers, offsets, bonds)
+        judged = []
+        for molecule, odd, key, score in zip(molecules, oddities, keys, self.scores(traits).tolist(), strict=True):
+            messages = [*find_flaws(molecule), *odd]
+            if score > 1.0:
+                text = f"The training molecules are unlike it: {score:.1f} times as far as is usual."
+                messages.append(Message("far-from-training", text))
+            reasons = tuple(message.code for message in messages)
+            domain = Domain("out" if reasons else "in", score, reasons)
+            judged.append(Judgment(domain, tuple(messages), self.find_seen(key)))
+        return judged
+
+    def find_seen(self, key: np.uint64) -> tuple[str, ...]:
+        """Return the names of the training molecules whose bonds have this hash."""
+        ends = (int(np.searchsorted(self.keys, key, side=side)) for side in ("left", "right"))
+        return tuple(self.name(row) for row in sorted(self.order[slice(*ends)].tolist()))
+
+    def name(self, row: int) -> str:
+        """Return the name of a training molecule: "gdb_4" in QM9, else its number in the data."""
+        return f"{self.prefix}{self.ids[row]}"
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return plain arrays by name."""
+        arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in _PLAIN}
+        arrays["threshold"] = np.array([self.threshold])
+        arrays["ids"] = self.ids.astype(np.int32)
+        arrays["keys"] = np.empty_like(self.keys)
+        arrays["keys"][self.order] = self.keys
+        arrays["keys"] = arrays["keys"].view(np.int64)  # which every reader of safetensors knows
+        for number, (matrix, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            arrays |= {f"weight{number}": matrix, f"bias{number}": bias}
+        return arrays | {f"limits.{name}": array for name, array in self.limits.to_arrays().items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], traits: int, features: int, prefix: str = "") -> Trust:
+        """Rebuild from `to_arrays`.
+
+        Args:
+            arrays: Plain arrays by name.
+            traits: Number of traits T.
+            features: Number of traits that place a molecule in the latent space.
+            prefix: What names of training molecules begin with.
+
+        Raises:
+            ValueError: An array is missing or of the wrong shape or type.
+        """
+        limits = {name.removeprefix("limits."): value for name, value in arrays.items() if name.startswith("limits.")}
+        try:
+            width, count, groups = (len(arrays[name]) for name in ("bias0", "latents", "quantiles"))
+            shapes = _shapes(traits, features, width, count, groups)
+            for name, (shape, kind) in shapes.items():
+                if arrays[name].shape != shape or arrays[name].dtype.type is not kind:
+                    raise ValueError(f"'{name}' of its calibration has a wrong shape or type")
+                if not np.isfinite(arrays[name]).all():
+                    raise ValueError(f"'{name}' of its calibration has a NaN or infinite number")
+        except KeyError as error:
+            raise ValueError(f"its calibration lacks {error}") from error
+        if count == 0 or not float(arrays["threshold"][0]) > 0.0:
+            raise ValueError("its calibration has no training molecules")
+        keys = arrays["keys"].view(np.uint64)
+        order = np.argsort(keys, kind="stable")
+        return cls(
+            **{name: arrays[name] for name in _PLAIN},
+            weights=tuple(arrays[f"weight{number}"] for number in range(3)),
+            biases=tuple(arrays[f"bias{number}"] for number in range(3)),
+            threshold=float(arrays["threshold"][0]),
+            limits=Limits.from_arrays(limits),
+            ids=arrays["ids"].astype(np.int64),
+            keys=keys[order],
+            order=order,
+            prefix=prefix,
+        )
+
+
+_PLAIN: Final = ("low", "high", "edges", "quantiles", "projection", "origin", "steps", "latents")
+
+
+def _shapes(
+    traits: int, features: int, width: int, count: int, groups: int
+) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+    """Return the shape and type of every array that a calibration has, but those of the limits."""
+    outputs = len(DEFAULT_KEYS)
+    shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+        "low": ((traits,), np.float32),
+        "high": ((traits,), np.float32),
+        "edges": ((groups - 1,), np.float64),
+        "quantiles": ((groups, outputs, len(LEVELS)), np.float64),
+        "projection": ((features, LATENT_SIZE), np.float32),
+        "origin": ((LATENT_SIZE,), np.float32),
+        "steps": ((LATENT_SIZE,), np.float32),
+        "latents": ((count, LATENT_SIZE), np.uint8),
+        "threshold": ((1,), np.float64),
+        "ids": ((count,), np.int32),
+        "keys": ((count,), np.int64),
+    }
+    sizes = (traits, width, width, outputs)
+    for number, (rows, columns) in enumerate(itertools.pairwise(sizes)):
+        shapes[f"weight{number}"] = ((rows, columns), np.float32)
+        shapes[f"bias{number}"] = ((columns,), np.float32)
+    return shapes
+
+
+def load_trust(model: Model) -> Trust | None:
+    """Return the calibration of a model, None if it has none.
+
+    Raises:
+        WeightsError: It does not fit the model.
+    """
+    if not model.extras:
+        return None
+    try:
+        prefix = "gdb_" if model.metadata.get("data") == "qm9" else ""
+        return Trust.from_arrays(model.extras, count_traits(model), 3 * model.config.node_width, prefix)
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"cannot use weights {model.name}: {error}", "Calibrate them again.") from error
+
+
+def count_traits(model: Model) -> int:
+    """Return the number of traits T that a model gives each molecule."""
+    return 3 * model.config.node_width + 18
+
+
+def check_level(level: float | None) -> float | None:
+    """Return the level of intervals as it is.
+
+    Raises:
+        UsageError: It is no number from 0.5 to 0.999.
+    """
+    known = level is None or (not isinstance(level, bool) and LOWEST_LEVEL <= level <= HIGHEST_LEVEL)
+    if not known:
+        raise UsageError(f"interval {level} is not allowed", f"Use a number from {LOWEST_LEVEL} to {HIGHEST_LEVEL}.")
+    return level
+
+
+def find_moves(traits: Traits) -> Array:
+    """Return the logarithm of the root mean square move of each molecule's atoms [M]."""
+    return traits[:, -18].astype(np.float64)
+
+
+def predict_scales(
+    low: Traits, high: Traits, weights: Sequence[Traits], biases: Sequence[Traits], traits: Traits
+) -> Array:
+    """Return exp of what the network of the error scale makes of traits [M, 12]."""
+    x = rescale(low, high, traits)
+    for matrix, bias in zip(weights[:-1], biases[:-1], strict=True):
+        x = _silu(x @ matrix + bias)
+    logarithms = np.clip(x @ weights[-1] + biases[-1], -_LARGEST_LOG, _LARGEST_LOG)
+    scales: Array = np.exp(logarithms.astype(np.float64))
+    return scales
+
+
+def _silu(x: Traits) -> Traits:
+    return (x / (1.0 + np.exp(-np.clip(x, -80.0, 80.0)))).astype(np.float32)
+
+
+def rescale(low: Traits, high: Traits, traits: Traits) -> Traits:
+    """Return traits from -1 at `low` to 1 at `high`, and not beyond [M, T]."""
+    spans = np.maximum(high - low, 1e-6)
+    rescaled: Traits = np.clip(2.0 * (traits - low) / spans - 1.0, -1.0, 1.0).astype(np.float32)
+    return rescaled
+
+
+def project(low: Traits, high: Traits, projection: Traits, traits: Traits) -> Traits:
+    """Return latent coordinates before their middle is moved to zero [M, K]; traits may lie beyond the known range."""
+    features = len(projection)
+    spans = np.maximum(high[:features] - low[:features], 1e-6)
+    placed: Traits = (2.0 * (traits[:, :features] - low[:features]) / spans - 1.0) @ projection
+    return placed
+
+
+def to_bytes(places: Traits, steps: Traits) -> NDArray[np.uint8]:
+    """Return latent coordinates in bytes [M, K]."""
+    latents: NDArray[np.uint8] = np.clip(np.rint(places / steps) + _ZERO, 0.0, 255.0).astype(np.uint8)
+    return latents
+
+
+def find_nearest(
+    places: Traits, latents: NDArray[np.uint8], steps: Traits, count: int
+) -> tuple[NDArray[np.int64], Array]:
+    """Return rows and squared distances of the nearest of `latents` [n, K] to each of `places` [M, K]: [M, count]."""
+    known = (latents.astype(np.float32) - np.float32(_ZERO)) * steps
+    squares = np.square(known).sum(axis=1)
+    rows = np.empty((len(places), count), dtype=np.int64)
+    distances = np.empty((len(places), count))
+    for first in range(0, len(places), _BLOCK):
+        block = places[first : first + _BLOCK]
+        found = squares - 2.0 * (block @ known.T)
+        nearest = found.argmin(axis=1)[:, None] if count == 1 else np.argpartition(found, count - 1, axis=1)[:, :count]
+        exact = np.square(block[:, None].astype(np.float64) - known[nearest]).sum(axis=2)
+        order = np.argsort(exact, axis=1, kind="stable")
+        rows[first : first + _BLOCK] = np.take_along_axis(nearest, order, axis=1)
+        distances[first : first + _BLOCK] = np.take_along_axis(exact, order, axis=1)
+    return rows, distances
+
+
+def interpolate_levels(table: Array, level: float) -> Array:
+    """Return a group's quantiles at a level, from those at `LEVELS` [12, L]: [12]."""
+    return np.array([np.interp(level, LEVELS, row) for row in table])
