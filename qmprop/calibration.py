@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from qmprop.datasets import Dataset
-from qmprop.errors import DataError
+from qmprop.errors import DataError, OutputError
 from qmprop.evaluation import GEOMETRIES, evaluate
 from qmprop.geometries import Geometries, load_geometries
 from qmprop.graph import build_graph
@@ -44,9 +45,9 @@ Progress = Callable[[int, int], None]
 
 #: Calibration needs this many molecules for the quantile of a level to mean anything.
 FEWEST: Final = 100
-#: Training molecules whose errors help to fit the error scale.
+#: Training molecules whose errors at force-field geometries help to fit the error scale, beside those of all at DFT's.
 _HELPERS: Final = 40_000
-#: Training molecules that decide the axes of the latent space.
+#: Molecules of a sample that decide the range of the traits, and the axes of the latent space.
 _AXES: Final = 20_000
 #: Share of traits that count as outliers at either end.
 _OUTLIERS: Final = 5e-4
@@ -103,14 +104,16 @@ def calibrate(
         OutputError: The file cannot be written.
     """
     path = find_weights(weights)
+    target = path if out is None else Path(out)
+    if not os.access(target.parent, os.W_OK):  # known before the work is done rather than after it
+        raise OutputError(f"cannot write weights {target}", "Choose a folder that exists and can be written.")
     model = load_model(path, device=device)
     molecules = load_data(data, progress=on_load)
     if model.metadata.get("data_sha256") != molecules.sha256:
         raise DataError(f"{path} was not trained on {molecules.name}", "Give the training data with --data.")
-    splits = split_data(molecules)
-    splits["train"] = splits["train"][: model.metadata.get("training_molecules")]
+    splits = limit_splits(split_data(molecules), _find_limit(model))
     trust, facts = fit_trust(model, molecules, splits, load_kinds(molecules, splits), on_progress)
-    return write_calibrated(path if out is None else Path(out), model, trust, facts, molecules)
+    return write_calibrated(target, model, trust, facts, molecules)
 
 
 def write_calibrated(path: Path, model: Model, trust: Trust, facts: dict[str, Any], molecules: Dataset) -> Model:
@@ -132,7 +135,7 @@ def write_measured(path: Path, model: Model, molecules: Dataset) -> None:
     accuracy: dict[str, Any] = {}
     for kind in GEOMETRIES if is_qm9 else GEOMETRIES[:1]:
         if len(split_data(molecules)["test"]):
-            report = evaluate(weights=model, data=molecules, geometry=kind)
+            report = evaluate(weights=model, data=molecules, geometry=kind, limit=_find_limit(model))
             accuracy[kind] = {"molecules": report.molecules, "outside": report.outside}
             for name in ("mae", "coverage"):
                 numbers = {key: getattr(errors, name) for key, errors in report.properties.items()}
@@ -141,11 +144,23 @@ def write_measured(path: Path, model: Model, molecules: Dataset) -> None:
     save_model(path, model.network, model.baseline, metadata, model.extras)
 
 
+def limit_splits(splits: dict[str, NDArray[np.int64]], limit: int | None) -> dict[str, NDArray[np.int64]]:
+    """Return the split of a run that is limited to so many training molecules, and uses no more for the rest either."""
+    return {name: rows[:limit] for name, rows in splits.items()}
+
+
+def _find_limit(model: Model) -> int | None:
+    """Return the limit of the run that made a model."""
+    training = model.metadata.get("training")
+    limit = training.get("limit") if isinstance(training, dict) else None
+    return limit if isinstance(limit, int) else None
+
+
 def load_kinds(molecules: Dataset, splits: dict[str, NDArray[np.int64]]) -> Geometries | None:
     """Return the force-field geometries to calibrate on beside those of the data; only those of QM9 are known."""
     if molecules.name != "qm9" or len(molecules) != QM9_SIZE:
         return None
-    rows = np.concatenate([splits[name] for name in ("train", "choose", "calibrate")])
+    rows = np.concatenate([splits["train"][:_HELPERS], splits["choose"], splits["calibrate"]])
     return load_geometries("mmff", molecules, rows=rows)
 
 
@@ -189,20 +204,17 @@ def fit_trust(
     learned = [_sample(model, data.select(splits["choose"]), kind, meter) for kind, data in kinds.items()]
     learned.append(_sample(model, _distort(kinds, splits["choose"]), "distorted", meter))
     held = [_sample(model, data.select(splits["calibrate"]), kind, meter) for kind, data in kinds.items()]
-    known = _sample(model, molecules.select(helpers), "dft", meter)
+    known = _sample(model, molecules.select(splits["train"]), "dft", meter)
     learned.append(known)
     if others is not None:
         learned.append(_sample(model, kinds["mmff"].select(helpers), "mmff", meter))
 
-    low, high = _find_range(np.concatenate([sample.traits for sample in learned]))
+    low, high = _find_range(np.concatenate([sample.traits[:_AXES] for sample in learned]))
     features = 3 * model.config.node_width
     projection = _find_axes(low, high, known.traits[:_AXES], features)
-    placed = [project(low, high, projection, known.traits)]
-    origin = placed[0].mean(axis=0)
-    for part in _blocks(splits["train"][len(helpers) :]):
-        traits = _sample(model, molecules.select(part), "dft", meter).traits
-        placed.append(project(low, high, projection, traits))
-    farthest = np.quantile(np.abs(placed[0] - origin), 1.0 - _OUTLIERS, axis=0)
+    places = project(low, high, projection, known.traits)
+    origin = places.mean(axis=0)
+    farthest = np.quantile(np.abs(places - origin), 1.0 - _OUTLIERS, axis=0)
     steps = np.maximum(farthest / 127.0, 1e-6).astype(np.float32)
     weights, biases = _fit_scales(low, high, learned)
     edges, quantiles = _find_quantiles(held, [predict_scales(low, high, weights, biases, s.traits) for s in held])
@@ -218,7 +230,7 @@ def fit_trust(
         projection=projection,
         origin=origin,
         steps=steps,
-        latents=to_bytes(np.concatenate(placed) - origin, steps),
+        latents=to_bytes(places - origin, steps),
         threshold=1.0,
         limits=_learn_limits(list(kinds.values()), helpers),
         ids=molecules.ids[splits["train"]],

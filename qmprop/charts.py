@@ -10,7 +10,7 @@ import hashlib
 import io
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
@@ -182,7 +182,7 @@ def draw_molecule(smiles: str | None, *, label: str) -> str | None:
         if molecule is None or molecule.GetNumAtoms() == 0:
             return None
         drawer = rdMolDraw2D.MolDraw2DSVG(220, 150)
-        options = drawer.drawOptions()
+        options: Any = drawer.drawOptions()
         options.clearBackground = False
         options.bondLineWidth = 1.5
         options.fixedBondLength = 26.0
@@ -195,7 +195,7 @@ def draw_molecule(smiles: str | None, *, label: str) -> str | None:
         options.setAtomPalette({-1: (1 / 255, 1 / 255, 1 / 255), **palette})
         drawer.DrawMolecule(molecule)
         drawer.FinishDrawing()
-        text = drawer.GetDrawingText()
+        text: str = drawer.GetDrawingText()
     return _embed(text, label)
 
 

@@ -626,14 +626,14 @@ def evaluate(
                 )
                 for kind in kinds
             ]
+        if len(found) > 1:
+            found = evaluation.compare_geometries(found)
         if page is not None:
             from qmprop.report import render_report
 
             options = {"-w": weights, "--data": data, "--split": split, "--geometry": geometry, "-u": spec}
             options |= {"--limit": None if limit is None else str(limit), "--device": device}
             page.write(render_report(found, command=_repeat_eval(options)))
-    if len(found) > 1:
-        found = evaluation.compare_geometries(found)
     reports = [item.to_dict() for item in found]
     if format == "json":
         with Output() as output:
@@ -644,7 +644,7 @@ def evaluate(
         parts = (
             console.report_parts(reports[0], paper, style)
             if len(reports) == 1
-            else console.comparison_parts(reports, paper, style, evaluation.summarize_mix(found[:2]))
+            else console.comparison_parts(reports, paper, style)
         )
         console.print_parts(parts)
     for item in reports:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 import sys
+import textwrap
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -33,11 +34,10 @@ from qmprop.outputs import Output
 from qmprop.records import Record
 from qmprop.tables import Style, draw, label, new_table, printable
 
-if TYPE_CHECKING:
-    from qmprop.evaluation import Errors
-
 #: So many failed records are told one by one; a million lines about a damaged archive would help nobody.
 LISTED_ERRORS: Final = 10
+_WIDE: Final = 64  # columns of a terminal that has room for what is least needed
+_SHARPNESS: Final = "MAE where\nnarrowest /\nMAE of all"
 _REDRAW: Final = 0.1  # seconds between two looks at what has been done
 #: The console of what is shown on stderr at the moment; lines must not break it.
 _LIVE: Final[list[Console]] = []
@@ -207,7 +207,7 @@ def report_parts(report: Mapping[str, Any], paper: Mapping[str, float], style: S
         style: How to draw.
     """
     errors = {"mae": "MAE", "rmse": "RMSE", "max": "max", "bias": "bias"}
-    if style.width < 64:
+    if style.width < _WIDE:
         del errors["max"]
     table = new_table(style)
     table.add_column("property", style="bold")
@@ -223,13 +223,13 @@ def report_parts(report: Mapping[str, Any], paper: Mapping[str, float], style: S
     where = _place(report)
     where += "" if report["geometry"] == "file" else f", {GEOMETRY_NAMES[report['geometry']]} geometries"
     where += f": {report['molecules']:,} molecules" + (f", {skipped:,} without one" if skipped else "")
-    notes = [Text(f" model {report['weights']}", style="dim")]
+    notes = [_paragraph(f"model {report['weights']}", style)]
     if distances := report.get("rmsd"):
         text = (
-            f" median RMSD to the DFT geometry: {distances['given']:.3f} Å given, {distances['refined']:.3f} Å refined"
+            f"median RMSD to the DFT geometry: {distances['given']:.3f} Å given, {distances['refined']:.3f} Å refined"
         )
-        notes.insert(0, Text(text, style="dim"))
-    return [_title(where), table, Text(), *_interval_parts(report, style), *notes]
+        notes.insert(0, _paragraph(text, style))
+    return [_title(where, style), table, Text(), *_interval_parts(report, style), *notes]
 
 
 def _interval_parts(report: Mapping[str, Any], style: Style) -> list[RenderableType]:
@@ -240,21 +240,17 @@ def _interval_parts(report: Mapping[str, Any], style: Style) -> list[RenderableT
     table = new_table(style)
     table.add_column("property", style="bold")
     table.add_column("unit", style="dim")
-    for heading in ("mean\n±", "true value\ninside", "MAE where narrowest\nover MAE of all"):
+    for heading in ("mean\n±", "true value\ninside", _SHARPNESS):
         table.add_column(heading if style.unicode else heading.replace("±", "+-"), justify="right")
     for key, row in rows.items():
         width = f"{row['half_width']:.{significant_decimals(row['half_width'])}f}"
-        sharpness = "" if row["sharpness"] is None else f"{row['sharpness']:.2f}"
-        table.add_row(key, row["unit"], width, f"{100 * row['coverage']:.1f} %", sharpness)
-    note = f" out of the domain: {100 * report['outside']:.2f} % of the molecules; narrowest: a tenth of them"
-    return [_title("90 % intervals"), table, Text(), Text(note, style="dim")]
+        table.add_row(key, row["unit"], width, f"{100 * row['coverage']:.1f} %", _ratio(row["sharpness"]))
+    note = f"out of the domain: {100 * report['outside']:.2f} % of the molecules; narrowest: a tenth of them"
+    return [_title("90 % intervals", style), table, Text(), _paragraph(note, style)]
 
 
 def comparison_parts(
-    reports: Sequence[Mapping[str, Any]],
-    paper: Mapping[str, float],
-    style: Style,
-    mix: Mapping[str, Errors] | None = None,
+    reports: Sequence[Mapping[str, Any]], paper: Mapping[str, float], style: Style
 ) -> list[RenderableType]:
     """Return `eval`'s tables for several geometries: errors, shifts and intervals side by side.
 
@@ -262,7 +258,6 @@ def comparison_parts(
         reports: `Report.to_dict()` of each.
         paper: The paper's mean absolute errors by key, in evaluation units.
         style: How to draw.
-        mix: Errors over the DFT and force-field geometries taken together.
     """
     table = new_table(style)
     table.add_column("property", style="bold")
@@ -270,23 +265,23 @@ def comparison_parts(
     for report in reports:
         table.add_column(f"{GEOMETRY_NAMES[report['geometry']]}\n{report['molecules']:,}", justify="right")
     table.add_column("EGNN\npaper", justify="right")
-    for key, first in reports[0]["properties"].items():
+    for key, first in _shared(reports).items():
         errors = [report["properties"][key]["mae"] for report in reports]
         texts = [f"{error:.{significant_decimals(errors[0])}f}" for error in errors]
         table.add_row(key, first["unit"], *texts, f"{paper[key]:g}" if key in paper else "")
-    title = _title(f"{_place(reports[0])}: mean absolute error, by geometry and molecules")
-    notes = [f" model {reports[0]['weights']}"]
+    title = _title(f"{_place(reports[0])}: mean absolute error, by geometry and molecules", style)
+    notes = [f"model {reports[0]['weights']}"]
     if all(report["rmsd"] for report in reports):
         for name in ("given", "refined"):
             table.add_row(f"rmsd {name}", "Å", *(f"{report['rmsd'][name]:.3f}" for report in reports), "")
-        notes.insert(0, " rmsd: median distance of the given and the refined geometry from that of DFT")
-    parts = [title, table, Text(), *_shift_parts(reports, style), *_coverage_parts(reports, mix or {}, style)]
-    return [*parts, *(Text(note, style="dim") for note in notes)]
+        notes.insert(0, "rmsd: median distance of the given and the refined geometry from that of DFT")
+    parts = [title, table, Text(), *_shift_parts(reports, style), *_coverage_parts(reports, style)]
+    return [*parts, *(_paragraph(note, style) for note in notes)]
 
 
 def _shift_parts(reports: Sequence[Mapping[str, Any]], style: Style) -> list[RenderableType]:
     """Return a table of how far predictions move with the geometry; nothing where that is not known."""
-    others = [report for report in reports if report["geometry"] != "dft"]
+    base, *others = sorted(reports, key=lambda report: report["geometry"] not in ("dft", "file"))
     if any(row.get("shift") is None for report in others for row in report["properties"].values()):
         return []
     table = new_table(style)
@@ -294,33 +289,35 @@ def _shift_parts(reports: Sequence[Mapping[str, Any]], style: Style) -> list[Ren
     table.add_column("unit", style="dim")
     for report in others:
         table.add_column(GEOMETRY_NAMES[report["geometry"]], justify="right")
-    for key, first in others[0]["properties"].items() if others else ():
+    for key, first in _shared(reports).items():
         shifts = [report["properties"][key]["shift"] for report in others]
         table.add_row(key, first["unit"], *(f"{shift:.{significant_decimals(shift)}f}" for shift in shifts))
-    title = "Mean absolute difference from the predictions for the DFT geometries of the same molecules"
-    return [_title(title), table, Text()] if others else []
+    title = f"Mean absolute change from the predictions for {GEOMETRY_NAMES[base['geometry']]} geometries"
+    return [_title(title, style), table, Text()]
 
 
-def _coverage_parts(
-    reports: Sequence[Mapping[str, Any]], mix: Mapping[str, Errors], style: Style
-) -> list[RenderableType]:
+def _coverage_parts(reports: Sequence[Mapping[str, Any]], style: Style) -> list[RenderableType]:
     """Return a table of the share of true values in the 90 % intervals; nothing without calibration."""
     if any(row.get("coverage") is None for report in reports for row in report["properties"].values()):
         return []
+    mix = next((report["mix"] for report in reports if report.get("mix")), {})
     table = new_table(style)
     table.add_column("property", style="bold")
     for report in reports:
         table.add_column(GEOMETRY_NAMES[report["geometry"]], justify="right")
     if mix:
         table.add_column("DFT and\nMMFF94", justify="right")
-        table.add_column("MAE where narrowest\nover MAE of all", justify="right")
-    for key in reports[0]["properties"]:
+    sharp = bool(mix) and style.width >= _WIDE
+    if sharp:
+        table.add_column(_SHARPNESS, justify="right")
+    for key in _shared(reports):
         cells = [f"{100 * report['properties'][key]['coverage']:.1f} %" for report in reports]
-        cells += [f"{100 * (mix[key].coverage or 0.0):.1f} %", f"{mix[key].sharpness:.2f}"] if mix else []
+        cells += [f"{100 * mix[key]['coverage']:.1f} %"] if mix else []
+        cells += [_ratio(mix[key]["sharpness"])] if sharp else []
         table.add_row(key, *cells)
     alarms = [f"{100 * report['outside']:.2f} %" for report in reports]
-    table.add_row("out of domain", *alarms, *([""] * 2 if mix else []))
-    return [_title("True values inside the 90 % intervals"), table, Text()]
+    table.add_row("out of domain", *alarms)
+    return [_title("True values inside the 90 % intervals", style), table, Text()]
 
 
 def note_skipped(report: Mapping[str, Any]) -> None:
@@ -373,8 +370,24 @@ def _place(report: Mapping[str, Any]) -> str:
     return str(report["data"]) + ("" if report["split"] == "all" else f" {report['split']} split")
 
 
-def _title(text: str) -> Text:
-    return Text(f" {printable(text)}", style="bold", no_wrap=True, overflow="ignore")
+def _title(text: str, style: Style) -> Text:
+    return _paragraph(text, style, "bold")
+
+
+def _paragraph(text: str, style: Style, look: str = "dim") -> Text:
+    """Return text in lines that fit between words; a word longer than a line is kept whole."""
+    lines = textwrap.wrap(printable(text), style.width - 1, break_long_words=False, break_on_hyphens=False)
+    return Text("\n".join(f" {line}" for line in lines), style=look, no_wrap=True, overflow="ignore")
+
+
+def _shared(reports: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return the first report's errors by key, of the properties that every report has."""
+    first, *others = (report["properties"] for report in reports)
+    return {key: row for key, row in first.items() if all(key in other for other in others)}
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _records(count: int) -> str:

@@ -51,8 +51,8 @@ class Errors:
         half_width: Mean half-width of those intervals; None without calibration.
         sharpness: Mean absolute error of the tenth of the molecules with the narrowest intervals, over that of all;
             None without calibration.
-        shift: Mean absolute difference from the predictions for the DFT geometries of the same molecules; None where
-            `compare_geometries` has not filled it in.
+        shift: Mean absolute difference from the predictions for the DFT geometries, or those of the file, of the same
+            molecules; None where `compare_geometries` has not filled it in.
         unit: D, a0^3, meV (all energies), a0^2 or cal/(mol K).
     """
 
@@ -107,6 +107,8 @@ class Report:
             a file, whose DFT geometries are not known.
         skipped_reasons: Why molecules have no such geometry and were left out, and how many for each reason.
         outside: Share of the molecules that the network does not know; None without calibration.
+        mix: Property key to errors over the DFT and the MMFF94 geometries taken together; None where
+            `compare_geometries` has not filled it in, as it does in the report of DFT's.
         details: The molecules one by one; not part of `to_dict`.
     """
 
@@ -119,6 +121,7 @@ class Report:
     rmsd: Mapping[str, float] | None = None
     skipped_reasons: Mapping[str, int] = field(default_factory=dict)
     outside: float | None = None
+    mix: Mapping[str, Errors] | None = None
     details: Details | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -139,6 +142,7 @@ class Report:
             "weights": self.weights,
             "outside": self.outside,
             "properties": {key: asdict(errors) for key, errors in self.properties.items()},
+            "mix": None if self.mix is None else {key: asdict(errors) for key, errors in self.mix.items()},
         }
 
 
@@ -314,14 +318,15 @@ def summarize(details: Details) -> dict[str, Errors]:
 
 
 def compare_geometries(reports: Sequence[Report]) -> list[Report]:
-    """Return the reports with the shift of each property filled in.
+    """Return the reports with the shift of each property filled in, and the mix of DFT and MMFF94 in DFT's.
 
     Args:
-        reports: With details, of the same weights and split for several geometries, DFT's among them.
+        reports: With details, of the same weights and split for several geometries, DFT's or a file's own among them.
     """
-    details = {report.geometry: report.details for report in reports}
-    base = details["dft"]
+    base = next(report.details for report in reports if report.geometry in ("dft", "file"))
     assert base is not None
+    pair = [report for report in reports if report.geometry in ("dft", "mmff")]
+    mix = summarize_mix(pair) if len(pair) == 2 else None
     rows = {name: row for row, name in enumerate(base.names)}
     compared = []
     for report in reports:
@@ -332,7 +337,7 @@ def compare_geometries(reports: Sequence[Report]) -> list[Report]:
             key: replace(errors, shift=float(shifts[DEFAULT_KEYS.index(key)]) / unit_factor(key, errors.unit))
             for key, errors in report.properties.items()
         }
-        compared.append(replace(report, properties=properties))
+        compared.append(replace(report, properties=properties, mix=mix if report.geometry == "dft" else None))
     return compared
 
 

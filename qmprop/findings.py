@@ -81,7 +81,7 @@ def group_by_size(details: Details) -> list[Group]:
 def group_by_element(details: Details) -> list[Group]:
     """Return the molecules that hold each element besides C and H, and those of C and H alone; `ENOUGH` of each."""
     holds = details.counts > 0
-    groups = [Group("C and H only", ~holds[:, 2:].any(axis=1))]
+    groups = [Group("C and H only", np.logical_not(holds[:, 2:].any(axis=1)))]
     groups += [Group(f"with {symbol}", holds[:, k]) for k, symbol in enumerate(_SYMBOLS) if symbol not in ("H", "C")]
     return [group for group in groups if len(group) >= ENOUGH]
 
@@ -89,7 +89,8 @@ def group_by_element(details: Details) -> list[Group]:
 def compare_groups(details: Details, groups: Sequence[Group]) -> Array:
     """Return the mean absolute error of each group relative to that of all molecules [groups, 12]."""
     errors = np.abs(find_errors(details))
-    return np.array([_mean(errors[group.rows]) for group in groups]).reshape(-1, len(DEFAULT_KEYS)) / _mean(errors)
+    means: Array = np.array([_mean(errors[group.rows]) for group in groups]).reshape(-1, len(DEFAULT_KEYS))
+    return np.asarray(means / _mean(errors))
 
 
 def find_coverage(details: Details, groups: Sequence[Group]) -> Array:

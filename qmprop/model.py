@@ -258,7 +258,7 @@ def save_model(
     header |= {key: json.dumps(value, allow_nan=False) for key, value in metadata.items()}
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        temporary.write_bytes(save_tensors(tensors, metadata=header))
+        temporary.write_bytes(_sort_header(save_tensors(tensors, metadata=header)))
         os.replace(temporary, path)
     except OSError as error:
         with suppress(OSError):
@@ -324,12 +324,21 @@ def _read_header(content: bytes, path: Path) -> dict[str, str]:
     return metadata
 
 
+def _sort_header(content: bytes) -> bytes:
+    """Return a safetensors file with its header in alphabetical order; safetensors itself leaves that to chance."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the tensors' bytes are aligned
+    return len(header).to_bytes(8, "little") + header + content[start:]
+
+
 def _digest(architecture: str, tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 over the architecture and every tensor's name, shape and bytes, hexadecimal."""
     digest = hashlib.sha256(architecture.encode())
     for key in sorted(tensors):
         digest.update(f"{key} {list(tensors[key].shape)}".encode())
-        digest.update(tensors[key].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        if tensors[key].numel():  # torch cannot view the bytes of nothing
+            digest.update(tensors[key].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -173,17 +173,19 @@ def _list_geometries(reports: Sequence[Report]) -> list[dict[str, str]]:
 
 
 def _tabulate(reports: Sequence[Report]) -> dict[str, list[dict[str, Any]]]:
-    """Return the errors, a line a property, by geometry side by side: accuracy, then intervals if there are any."""
-    rows: dict[str, list[dict[str, Any]]] = {"accuracy": [], "intervals": []}
+    """Return the errors, a line a property, by geometry side by side: accuracy, then what is known of the rest."""
+    rows: dict[str, list[dict[str, Any]]] = {"accuracy": [], "intervals": [], "shifts": []}
     for key, first in reports[0].properties.items():
         found = [report.properties.get(key) for report in reports]
         digits = _decimals(first.mae)
-        cells = {name: [_cell(errors, name, digits) for errors in found] for name in (*_ACCURACY, *_INTERVALS)}
+        cells = {name: [_cell(errors, name, digits) for errors in found] for name in (*_ACCURACY, *_INTERVALS, "shift")}
         cells["paper"] = [f"{PAPER_MAE[key]:g}", f"{first.mae / PAPER_MAE[key]:.2f}"]
         named = _name(key, first.unit)
         rows["accuracy"].append({**named, "cells": [cells[name] for name in ("mae", "paper", *_ACCURACY[1:])]})
         if any(errors is not None and errors.coverage is not None for errors in found):
             rows["intervals"].append({**named, "cells": [cells[name] for name in _INTERVALS]})
+        if any(cells["shift"]):
+            rows["shifts"].append({**named, "cells": [cells["shift"]]})
     return rows
 
 

@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import qmprop
-from qmprop.calibration import FEWEST, fit_trust, load_kinds, write_calibrated, write_measured
+from qmprop.calibration import FEWEST, fit_trust, limit_splits, load_kinds, write_calibrated, write_measured
 from qmprop.config import TrainConfig
 from qmprop.datasets import Dataset as Molecules
 from qmprop.errors import ConfigError, DataError, OutputError, TrainingError
@@ -59,8 +59,8 @@ def train(
 ) -> TrainResult:
     """Train a network, calibrate it and write its weights file.
 
-    The file is written before the calibration, and then again with it. Data with fewer than `calibration.FEWEST`
-    molecules to calibrate on, a tenth of a small file, leave it at that.
+    The file is written before the calibration, and then again with it. Fewer than `calibration.FEWEST` molecules to
+    calibrate on (a twentieth of a small file, and no more than the limit of the configuration) leave it at that.
 
     Args:
         config: The settings.
@@ -100,10 +100,10 @@ def train(
     weights = folder / WEIGHTS_FILE
     metadata = _describe(config, molecules, splits, module.last)
     save_model(weights, module.averaged, module.baseline, metadata)
+    splits = limit_splits(splits, config.limit)
     if len(splits["calibrate"]) >= FEWEST:
         model = load_model(weights, device=str(chosen))
-        held = {name: splits[name][: config.limit] for name in ("choose", "calibrate")}
-        trust, facts = fit_trust(model, molecules, splits | held, load_kinds(molecules, splits | held), on_calibrate)
+        trust, facts = fit_trust(model, molecules, splits, load_kinds(molecules, splits), on_calibrate)
         write_calibrated(weights, model, trust, facts, molecules)
     else:
         write_measured(weights, load_model(weights, device=str(chosen)), molecules)

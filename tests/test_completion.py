@@ -150,9 +150,11 @@ def parameters() -> Iterator[tuple[str, Any]]:
 
 
 def test_every_option_tells_its_default() -> None:
-    """By itself or, where it has none that could be shown, in words; flags and repeated values need no default."""
+    """By itself or, where it has none that could be shown, in words; flags, repeated and required values need none."""
     for name, parameter in parameters():
         if parameter.param_type_name != "option" or parameter.is_flag or parameter.multiple or parameter.default:
+            continue
+        if parameter.required:
             continue
         if parameter.name in ("files_from", "resume", "config", "install_completion", "show_completion"):
             continue  # their absence needs no words

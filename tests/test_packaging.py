@@ -107,7 +107,12 @@ def test_the_wheel_holds_the_package_and_its_weights_and_no_more(wheel):
     assert wheel.name == f"qmprop-{__version__}-py3-none-any.whl"
     names = zipfile.ZipFile(wheel).namelist()
     modules = {f"qmprop/{path.name}" for path in (ROOT / "qmprop").glob("*.py")}
-    assert modules | {f"qmprop/{WEIGHTS}", "qmprop/weights/README.md", "qmprop/py.typed"} <= set(names)
+    assert modules | {
+        f"qmprop/{WEIGHTS}",
+        "qmprop/weights/README.md",
+        "qmprop/py.typed",
+        "qmprop/report.html.j2",
+    } <= set(names)
     assert {name.split("/")[0] for name in names} == {"qmprop", f"qmprop-{__version__}.dist-info"}
     assert [name for name in names if "test" in Path(name).name and not name.endswith(".json")] == []
     assert zipfile.ZipFile(wheel).read(f"qmprop/{WEIGHTS}") == (ROOT / WEIGHTS).read_bytes()

@@ -1,0 +1,260 @@
+"""`calibrate` and the end of `train`: the weights file gets error bars, and its predictions stay what they were."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from samples import QM9_20, TINY, make_model, read_dataset
+
+from qmprop import calibration, datasets, training
+from qmprop.__main__ import run
+from qmprop.calibration import FEWEST, calibrate, load_kinds
+from qmprop.config import TrainConfig
+from qmprop.datasets import Dataset
+from qmprop.errors import DataError, OutputError, WeightsError
+from qmprop.evaluation import evaluate
+from qmprop.model import Model, load_model, save_model
+from qmprop.qm9 import split_other
+from qmprop.targets import DEFAULT_KEYS
+from qmprop.training import train
+from qmprop.trust import LEVEL, load_trust
+
+#: The smallest set whose split keeps enough molecules to calibrate on: half of a tenth.
+COUNT = 20 * FEWEST
+CONFIG = TrainConfig(
+    **{"epochs": 1, "batch_size": 100, "lr": 2e-3, "warmup_steps": 2, "seed": 5, "force_field_share": 0.0}, model=TINY
+)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run on many copies of the twenty molecules, each a little distorted, and its weights with and without trust."""
+
+    data: Path
+    molecules: Dataset
+    bare: Path
+    calibrated: Path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    rng = np.random.default_rng(0)
+    data = read_dataset().select(np.arange(COUNT) % 20)
+    noise = 0.03 * rng.standard_normal(data.positions.shape).astype(np.float32)
+    data = dataclasses.replace(data, ids=np.arange(COUNT), positions=data.positions + noise)
+    path, bare = folder / "many.cache", folder / "bare.safetensors"
+    datasets.write_cache(data, path)
+    result = train(CONFIG, data=path, out_dir=folder / "run", device="cpu")
+    model = load_model(result.weights, device="cpu")
+    added = ("accuracy", "limits", "calibration")
+    save_model(
+        bare, model.network, model.baseline, {key: model.metadata[key] for key in model.metadata if key not in added}
+    )
+    return Trained(path, data, bare, result.weights)
+
+
+@pytest.fixture
+def bare(trained: Trained, tmp_path: Path) -> Path:
+    """A copy of the weights without calibration."""
+    path = tmp_path / "bare.safetensors"
+    path.write_bytes(trained.bare.read_bytes())
+    return path
+
+
+def half_widths(model: Model, molecules: Dataset) -> np.ndarray:
+    trust = load_trust(model)
+    assert trust is not None
+    outcomes = model.run_arrays(molecules.numbers, molecules.positions, molecules.offsets)
+    return np.concatenate([trust.half_widths(outcome.traits) for outcome in outcomes])
+
+
+def test_training_ends_calibrated(trained: Trained) -> None:
+    model = load_model(trained.calibrated, device="cpu")
+    splits = split_other(COUNT)
+    known = {"molecules": FEWEST, "geometries": ["dft"], "level": LEVEL}
+    assert known.items() <= model.metadata["calibration"].items()
+    assert 0.0 <= model.metadata["calibration"]["false_alarms"]["dft"] <= 0.01
+    assert model.metadata["limits"] == {"heavy_atoms": 9, "elements": ["H", "C", "N", "O", "F"]}
+    found = evaluate(weights=model, data=trained.molecules)
+    accuracy = model.metadata["accuracy"]
+    assert list(accuracy) == ["dft"]
+    assert accuracy["dft"]["molecules"] == found.molecules == len(splits["test"])
+    assert accuracy["dft"]["outside"] == found.outside
+    for name in ("mae", "coverage"):
+        assert list(accuracy["dft"][name]) == list(DEFAULT_KEYS)
+        for key, errors in found.properties.items():
+            assert accuracy["dft"][name][key] == pytest.approx(getattr(errors, name), rel=1e-4), key
+
+
+def test_the_training_molecules_are_known_afterwards(trained: Trained) -> None:
+    trust = load_trust(load_model(trained.calibrated, device="cpu"))
+    assert trust is not None
+    np.testing.assert_array_equal(trust.ids, split_other(COUNT)["train"])
+    assert trust.name(0) == str(trust.ids[0]), "gdb numbers are QM9's alone"
+
+
+def test_calibrating_gives_what_training_gave_and_does_so_again(
+    trained: Trained, bare: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """To the last byte: what `train` wrote, from the file and from the calibrated file, in place and beside it."""
+    expected, before = trained.calibrated.read_bytes(), bare.read_bytes()
+    out = bare.with_name("out.safetensors")
+    command = ["calibrate", "--data", str(trained.data), "--device", "cpu", "-w", str(bare)]
+    assert run([*command, "-o", str(out)]) == 0
+    digest = load_model(out, device="cpu").digest[:8]
+    assert capfd.readouterr() == ("", f"note: calibrated weights out@{digest} are in {out}\n")
+    assert out.read_bytes() == expected
+    assert bare.read_bytes() == before
+    assert run(command) == 0
+    assert bare.read_bytes() == expected
+    calibrate(bare, data=trained.data, device="cpu")
+    assert bare.read_bytes() == expected
+    assert sorted(file.name for file in bare.parent.iterdir()) == ["bare.safetensors", "out.safetensors"]
+
+
+def test_predictions_stay_the_same_and_the_hash_does_not(trained: Trained) -> None:
+    before, after = (load_model(path, device="cpu") for path in (trained.bare, trained.calibrated))
+    assert before.digest != after.digest
+    molecules = [trained.molecules.molecule(k) for k in range(20)]
+    found = after.predict(molecules)
+    for key, values in before.predict(molecules).items():
+        np.testing.assert_array_equal(values, found[key])
+    new = after.metadata.keys() - before.metadata.keys()
+    assert new == {"accuracy", "calibration", "limits"}
+    assert before.metadata.items() <= after.metadata.items()
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_the_number_of_threads_hardly_changes_the_intervals(trained: Trained, bare: Path, threads: str) -> None:
+    command = [sys.executable, "-m", "qmprop", "calibrate", "-w", bare, "--data", trained.data, "--device", "cpu"]
+    subprocess.run([*map(str, command)], env=os.environ | {"OMP_NUM_THREADS": threads}, check=True, timeout=300)
+    molecules = trained.molecules.select(split_other(COUNT)["test"])
+    widths = [half_widths(load_model(path, device="cpu"), molecules) for path in (bare, trained.calibrated)]
+    np.testing.assert_allclose(widths[0], widths[1], rtol=0.01)
+
+
+def refuse(*options: object, capfd: pytest.CaptureFixture[str], status: int = 1) -> str:
+    """Return what `qmprop calibrate` says when it refuses."""
+    assert run(["calibrate", *map(str, options)]) == status
+    out, error = capfd.readouterr()
+    assert out == ""
+    return error
+
+
+def test_other_data_are_refused(trained: Trained, bare: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = bare.read_bytes()
+    said = refuse("-w", bare, "--data", QM9_20, capfd=capfd)
+    assert said == f"error: {bare} was not trained on {QM9_20}. Give the training data with --data.\n"
+    assert bare.read_bytes() == before
+    assert refuse(capfd=capfd, status=2).startswith("error: Missing option '-w'")
+    missing = bare.with_name("none.safetensors")
+    assert f"no weights '{missing}'" in refuse("-w", missing, "--data", trained.data, capfd=capfd)
+
+
+def test_too_few_molecules_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model, path = make_model(), tmp_path / "few.safetensors"
+    save_model(path, model.network, model.baseline, {"data_sha256": read_dataset().sha256})
+    before = path.read_bytes()
+    assert f"has 1 molecules to calibrate on, {FEWEST} are needed" in refuse("-w", path, "--data", QM9_20, capfd=capfd)
+    assert path.read_bytes() == before
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    trained: Trained, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "fit_trust", None)
+    with pytest.raises(OutputError, match="cannot write weights .*folder/out"):
+        calibrate(bare, data=trained.data, out=bare.parent / "folder" / "out.safetensors")
+
+
+def test_a_failed_write_leaves_the_file_as_it_was(
+    trained: Trained, bare: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*paths: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = bare.read_bytes()
+    monkeypatch.setattr(os, "replace", fail)
+    said = refuse("-w", bare, "--data", trained.data, "--device", "cpu", capfd=capfd)
+    assert said == f"error: cannot write weights {bare}: No space left on device. Choose another place.\n"
+    assert bare.read_bytes() == before
+    assert [file.name for file in bare.parent.iterdir()] == [bare.name]
+
+
+def test_few_molecules_leave_the_weights_uncalibrated(tmp_path: Path) -> None:
+    result = train(dataclasses.replace(CONFIG, batch_size=4), data=QM9_20, out_dir=tmp_path / "run", device="cpu")
+    model = load_model(result.weights, device="cpu")
+    assert model.extras == {}
+    assert "calibration" not in model.metadata
+    accuracy = model.metadata["accuracy"]["dft"]
+    assert accuracy["molecules"] == 2
+    assert accuracy["outside"] is None
+    assert list(accuracy["mae"]) == list(DEFAULT_KEYS)
+    assert accuracy["coverage"] == {}
+    with pytest.raises(DataError, match=f"{FEWEST} are needed"):
+        calibrate(result.weights, data=QM9_20, device="cpu")
+
+
+def test_a_limit_below_what_a_calibration_needs_is_no_error(trained: Trained, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, limit=FEWEST - 1, batch_size=33)
+    model = load_model(train(config, data=trained.data, out_dir=tmp_path, device="cpu").weights, device="cpu")
+    assert model.extras == {}
+    assert model.metadata["training_molecules"] == FEWEST - 1
+    assert model.metadata["accuracy"]["dft"]["molecules"] == len(split_other(COUNT)["test"])
+
+
+def test_an_interrupted_calibration_leaves_usable_weights(trained: Trained, tmp_path: Path) -> None:
+    """And resuming the run does what is left: the calibration."""
+
+    def interrupt(done: int, total: int) -> None:
+        if done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(CONFIG, data=trained.data, out_dir=tmp_path, device="cpu", on_calibrate=interrupt)
+    weights = tmp_path / training.WEIGHTS_FILE
+    model = load_model(weights, device="cpu")
+    assert load_trust(model) is None
+    assert np.isfinite(model.predict([trained.molecules.molecule(0)])["u0"]).all()
+    calls: list[tuple[int, int]] = []
+    train(
+        CONFIG,
+        **{"data": trained.data, "out_dir": tmp_path, "resume": True, "device": "cpu"},
+        on_calibrate=lambda *call: calls.append(call),
+    )
+    assert weights.read_bytes() == trained.calibrated.read_bytes()
+    assert calls[-1][0] == calls[-1][1], "all that was announced has been done"
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+
+
+def test_a_damaged_calibration_can_be_made_anew(trained: Trained, tmp_path: Path) -> None:
+    model = load_model(trained.calibrated, device="cpu")
+    path = tmp_path / "damaged.safetensors"
+    extras = model.extras | {"edges": np.zeros(7)}
+    save_model(path, model.network, model.baseline, model.metadata, extras)
+    with pytest.raises(WeightsError, match="Calibrate them again"):
+        load_trust(load_model(path, device="cpu"))
+    calibrate(path, data=trained.data, device="cpu")
+    assert path.read_bytes() == trained.calibrated.read_bytes()
+
+
+def test_force_field_geometries_are_asked_of_qm9_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(calibration, "QM9_SIZE", 20)
+    monkeypatch.setattr(calibration, "load_geometries", lambda kind, molecules, *, rows: asked.append((kind, rows)))
+    molecules, splits = dataclasses.replace(read_dataset(), name="qm9"), split_other(20)
+    for other in (read_dataset(), molecules.select(slice(19))):
+        assert load_kinds(other, splits) is None
+    assert asked == []
+    load_kinds(molecules, splits)
+    ((kind, rows),) = asked
+    assert kind == "mmff"
+    assert sorted(rows) == sorted(np.concatenate([splits[name] for name in ("train", "choose", "calibrate")]))
