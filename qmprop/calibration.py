@@ -49,6 +49,9 @@ FEWEST: Final = 100
 _HELPERS: Final = 40_000
 #: Molecules of a sample that decide the range of the traits, and the axes of the latent space.
 _AXES: Final = 20_000
+#: Sizes of molecules with a smaller share are rare; of the others, every so many are measured from.
+_RARE: Final = 0.1
+_STRIDE: Final = 8
 #: Share of traits that count as outliers at either end.
 _OUTLIERS: Final = 5e-4
 #: Share of calibration molecules, of each kind of geometry, beyond the threshold of the latent distance.
@@ -231,6 +234,7 @@ def fit_trust(
         origin=origin,
         steps=steps,
         latents=to_bytes(places - origin, steps),
+        anchors=_choose_anchors(molecules, splits["train"]),
         threshold=1.0,
         limits=_learn_limits(list(kinds.values()), helpers),
         ids=molecules.ids[splits["train"]],
@@ -282,6 +286,14 @@ def _distort(kinds: dict[str, Dataset], rows: NDArray[np.int64]) -> Dataset:
 def _find_range(traits: Traits) -> tuple[Traits, Traits]:
     low, high = np.quantile(traits, [_OUTLIERS, 1.0 - _OUTLIERS], axis=0)
     return low.astype(np.float32), high.astype(np.float32)
+
+
+def _choose_anchors(molecules: Dataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the places in `rows` of all molecules of rare sizes (in heavy atoms), and of every few of the others."""
+    heavy = np.add.reduceat(molecules.numbers > 1, molecules.offsets[:-1], dtype=np.int64)[rows]
+    rare = (np.bincount(heavy) < _RARE * len(rows))[heavy]
+    others = np.flatnonzero(~rare)
+    return np.sort(np.concatenate([np.flatnonzero(rare), others[:: _STRIDE if len(others) > _AXES else 1]]))
 
 
 def _find_axes(low: Traits, high: Traits, traits: Traits, features: int) -> Traits:

@@ -300,7 +300,7 @@ def _coverage_parts(reports: Sequence[Mapping[str, Any]], style: Style) -> list[
     """Return a table of the share of true values in the 90 % intervals; nothing without calibration."""
     if any(row.get("coverage") is None for report in reports for row in report["properties"].values()):
         return []
-    mix = next((report["mix"] for report in reports if report.get("mix")), {})
+    mix: Mapping[str, Any] = next((report["mix"] for report in reports if report.get("mix")), {})
     table = new_table(style)
     table.add_column("property", style="bold")
     for report in reports:

@@ -262,8 +262,10 @@ def _predict(model: Model, molecules: Dataset, on_progress: Callable[[int, int],
     for outcome in model.run_arrays(molecules.numbers, molecules.positions, molecules.offsets):
         last = done + len(outcome.values)
         if trust is not None:
-            judgments += trust.judge([molecules.molecule(k) for k in range(done, last)], outcome.traits)
-            widths.append(trust.half_widths(outcome.traits))
+            judged = trust.judge([molecules.molecule(k) for k in range(done, last)], outcome.traits)
+            scores = np.array([judgment.domain.score for judgment in judged])
+            widths.append(trust.half_widths(outcome.traits, scores=scores))
+            judgments += judged
         outcomes.append(outcome)
         done = last
         if on_progress is not None:

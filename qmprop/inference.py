@@ -99,17 +99,19 @@ class _Predictor:
         values = np.stack([properties[key] for key in self.wanted.units], axis=1) / factors
         count = len(molecules)
         widths: Sequence[NDArray[np.float64] | None] = [None] * count
-        judgments: Sequence[Judgment | None] = [None] * count
+        judged: Sequence[Judgment | None] = [None] * count
         neighbors: Sequence[tuple[Neighbor, ...]] = [()] * count
         if self.trust is not None:
             judgments = self.trust.judge(molecules, outcome.traits)
+            judged = judgments
             if self.wanted.level is not None:
                 columns = [DEFAULT_KEYS.index(TARGETS[key].total or key) for key in self.wanted.units]
-                widths = list(self.trust.half_widths(outcome.traits, self.wanted.level)[:, columns] / factors)
+                scores = np.array([judgment.domain.score for judgment in judgments])
+                widths = list(self.trust.half_widths(outcome.traits, self.wanted.level, scores)[:, columns] / factors)
             if self.wanted.neighbors:
                 neighbors = self._find_neighbors(self.trust, outcome)
         moves = np.split(outcome.moves, np.cumsum([len(molecule.numbers) for molecule in molecules])[:-1])
-        rows = zip(values, widths, moves, judgments, neighbors, strict=True)
+        rows = zip(values, widths, moves, judged, neighbors, strict=True)
         return [self._check(_Answer(*row)) for row in rows]
 
     def _check(self, answer: _Answer) -> _Answer | Message:

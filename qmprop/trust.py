@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -37,8 +38,6 @@ LEVELS: Final = np.concatenate([np.linspace(0.5, 0.94, 45), np.linspace(0.95, 0.
 GROUPS: Final = 3
 #: Numbers that place a molecule in the latent space.
 LATENT_SIZE: Final = 48
-#: Every so many training molecules are looked at for the distance to the nearest.
-_STRIDE: Final = 4
 #: Pairs of atoms closer than this (Å) are looked at for bonds and oddities.
 REACH: Final = 5.0
 _ZERO: Final = 128  # as a byte
@@ -54,7 +53,7 @@ class Judgment(NamedTuple):
     seen: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Trust:
     """A calibration: what turns the traits of a molecule (see `model.Outcome`; T of them) into trust.
 
@@ -69,6 +68,7 @@ class Trust:
         origin: Where the training molecules have their middle before it is moved to zero [K].
         steps: What one unit of a byte is worth [K].
         latents: Latent coordinates of the training molecules in their DFT geometries, in bytes [n, K].
+        anchors: Rows of those from which the distance is measured: all of rare sizes, some of the others [A].
         threshold: Distance from the nearest of them beyond which a molecule is unknown.
         limits: Distances and valences in the training molecules.
         ids: Numbers of the training molecules in their data [n].
@@ -87,6 +87,7 @@ class Trust:
     origin: Traits
     steps: Traits
     latents: NDArray[np.uint8]
+    anchors: NDArray[np.int64]
     threshold: float
     limits: Limits
     ids: NDArray[np.int64]
@@ -98,25 +99,34 @@ class Trust:
         """Return the absolute error to expect, in default units [M, 12]."""
         return predict_scales(self.low, self.high, self.weights, self.biases, traits)
 
-    def half_widths(self, traits: Traits, level: float = LEVEL) -> Array:
+    def half_widths(self, traits: Traits, level: float = LEVEL, scores: Array | None = None) -> Array:
         """Return half-widths of intervals that hold a share `level` of the references, in default units [M, 12].
 
         Farther from the training molecules than the threshold they grow with the distance; there is no guarantee there.
+
+        Args:
+            traits: Traits [M, T].
+            level: From 0.5 to 0.999.
+            scores: What `scores` or the verdicts say, where that is known already [M].
         """
         groups = np.searchsorted(self.edges, find_moves(traits))
         factors = np.stack([interpolate_levels(table, level) for table in self.quantiles])
-        widening = np.maximum(1.0, self.scores(traits))
+        widening = np.maximum(1.0, self.scores(traits) if scores is None else scores)
         return self.scales(traits) * factors[groups] * widening[:, None]
 
     def scores(self, traits: Traits) -> Array:
         """Return the distance to the nearest training molecule over the one that is still usual [M]."""
-        latents = self.latents[::_STRIDE]
-        return np.sqrt(find_nearest(self.place(traits), latents, self.steps, 1)[1][:, 0]) / self.threshold
+        return np.sqrt(find_nearest(self.place(traits), self._anchored, 1)[1][:, 0]) / self.threshold
 
     def nearest(self, traits: Traits, count: int) -> tuple[NDArray[np.int64], Array]:
         """Return the rows of the nearest training molecules and their distances over the threshold [M, count]."""
-        rows, squares = find_nearest(self.place(traits), self.latents, self.steps, min(count, len(self.latents)))
+        known = from_bytes(self.latents, self.steps)
+        rows, squares = find_nearest(self.place(traits), known, min(count, len(known)))
         return rows, np.sqrt(squares) / self.threshold
+
+    @cached_property
+    def _anchored(self) -> Traits:
+        return from_bytes(self.latents[self.anchors], self.steps)
 
     def place(self, traits: Traits) -> Traits:
         """Return latent coordinates [M, K]."""
@@ -131,22 +141,32 @@ class Trust:
         first, second = graph.first.numpy(), graph.second.numpy()
         bonds = find_bonds(numbers, positions, first, second)
         oddities = find_oddities(numbers, positions, offsets, bonds, first, second, self.limits)
-        keys = hash_graphs(numbers, offsets, bonds)
+        seen = [self._find_rows(key) for key in hash_graphs(numbers, offsets, bonds)]
         judged = []
-        for molecule, odd, key, score in zip(molecules, oddities, keys, self.scores(traits).tolist(), strict=True):
+        for molecule, odd, rows, score in zip(molecules, oddities, seen, self._measure(traits, seen), strict=True):
             messages = [*find_flaws(molecule), *odd]
             if score > 1.0:
                 text = f"The training molecules are unlike it: {score:.1f} times as far as is usual."
                 messages.append(Message("far-from-training", text))
             reasons = tuple(message.code for message in messages)
             domain = Domain("out" if reasons else "in", score, reasons)
-            judged.append(Judgment(domain, tuple(messages), self.find_seen(key)))
+            judged.append(Judgment(domain, tuple(messages), tuple(map(self.name, rows))))
         return judged
 
-    def find_seen(self, key: np.uint64) -> tuple[str, ...]:
-        """Return the names of the training molecules whose bonds have this hash."""
-        ends = (int(np.searchsorted(self.keys, key, side=side)) for side in ("left", "right"))
-        return tuple(self.name(row) for row in sorted(self.order[slice(*ends)].tolist()))
+    def _measure(self, traits: Traits, seen: Sequence[Sequence[int]]) -> list[float]:
+        """Return the scores; a molecule that was seen may be nearer to itself than to any anchor."""
+        scores = self.scores(traits)
+        for row, own in enumerate(seen):
+            if own:
+                known = from_bytes(self.latents[list(own)], self.steps)
+                square = find_nearest(self.place(traits[row : row + 1]), known, 1)[1].item()
+                scores[row] = min(scores[row], np.sqrt(square) / self.threshold)
+        return [float(score) for score in scores]
+
+    def _find_rows(self, key: np.uint64) -> list[int]:
+        """Return the rows of the training molecules whose bonds have this hash."""
+        first, last = (int(np.searchsorted(self.keys, key, side=side)) for side in ("left", "right"))
+        return sorted(self.order[first:last].tolist())
 
     def name(self, row: int) -> str:
         """Return the name of a training molecule: "gdb_4" in QM9, else its number in the data."""
@@ -156,7 +176,7 @@ class Trust:
         """Return plain arrays by name."""
         arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in _PLAIN}
         arrays["threshold"] = np.array([self.threshold])
-        arrays["ids"] = self.ids.astype(np.int32)
+        arrays |= {"ids": self.ids.astype(np.int32), "anchors": self.anchors.astype(np.int32)}
         arrays["keys"] = np.empty_like(self.keys)
         arrays["keys"][self.order] = self.keys
         arrays["keys"] = arrays["keys"].view(np.int64)  # which every reader of safetensors knows
@@ -179,8 +199,8 @@ class Trust:
         """
         limits = {name.removeprefix("limits."): value for name, value in arrays.items() if name.startswith("limits.")}
         try:
-            width, count, groups = (len(arrays[name]) for name in ("bias0", "latents", "quantiles"))
-            shapes = _shapes(traits, features, width, count, groups)
+            sizes = {name: len(arrays[name]) for name in ("bias0", "latents", "anchors", "quantiles")}
+            shapes = _shapes(traits, features, *sizes.values())
             for name, (shape, kind) in shapes.items():
                 if arrays[name].shape != shape or arrays[name].dtype.type is not kind:
                     raise ValueError(f"'{name}' of its calibration has a wrong shape or type")
@@ -188,14 +208,18 @@ class Trust:
                     raise ValueError(f"'{name}' of its calibration has a NaN or infinite number")
         except KeyError as error:
             raise ValueError(f"its calibration lacks {error}") from error
-        if count == 0 or not float(arrays["threshold"][0]) > 0.0:
+        anchors = arrays["anchors"].astype(np.int64)
+        if not len(anchors) or not ((anchors >= 0) & (anchors < sizes["latents"])).all():
             raise ValueError("its calibration has no training molecules")
+        if not float(arrays["threshold"][0]) > 0.0:
+            raise ValueError("its calibration has no distance that is usual")
         keys = arrays["keys"].view(np.uint64)
         order = np.argsort(keys, kind="stable")
         return cls(
             **{name: arrays[name] for name in _PLAIN},
             weights=tuple(arrays[f"weight{number}"] for number in range(3)),
             biases=tuple(arrays[f"bias{number}"] for number in range(3)),
+            anchors=anchors,
             threshold=float(arrays["threshold"][0]),
             limits=Limits.from_arrays(limits),
             ids=arrays["ids"].astype(np.int64),
@@ -209,7 +233,7 @@ _PLAIN: Final = ("low", "high", "edges", "quantiles", "projection", "origin", "s
 
 
 def _shapes(
-    traits: int, features: int, width: int, count: int, groups: int
+    traits: int, features: int, width: int, count: int, anchors: int, groups: int
 ) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
     """Return the shape and type of every array that a calibration has, but those of the limits."""
     outputs = len(DEFAULT_KEYS)
@@ -222,6 +246,7 @@ def _shapes(
         "origin": ((LATENT_SIZE,), np.float32),
         "steps": ((LATENT_SIZE,), np.float32),
         "latents": ((count, LATENT_SIZE), np.uint8),
+        "anchors": ((anchors,), np.int32),
         "threshold": ((1,), np.float64),
         "ids": ((count,), np.int32),
         "keys": ((count,), np.int64),
@@ -307,11 +332,14 @@ def to_bytes(places: Traits, steps: Traits) -> NDArray[np.uint8]:
     return latents
 
 
-def find_nearest(
-    places: Traits, latents: NDArray[np.uint8], steps: Traits, count: int
-) -> tuple[NDArray[np.int64], Array]:
-    """Return rows and squared distances of the nearest of `latents` [n, K] to each of `places` [M, K]: [M, count]."""
-    known = (latents.astype(np.float32) - np.float32(_ZERO)) * steps
+def from_bytes(latents: NDArray[np.uint8], steps: Traits) -> Traits:
+    """Undo `to_bytes`, but for the rounding."""
+    places: Traits = (latents.astype(np.float32) - np.float32(_ZERO)) * steps
+    return places
+
+
+def find_nearest(places: Traits, known: Traits, count: int) -> tuple[NDArray[np.int64], Array]:
+    """Return rows and squared distances of the nearest of `known` [n, K] to each of `places` [M, K]: [M, count]."""
     squares = np.square(known).sum(axis=1)
     rows = np.empty((len(places), count), dtype=np.int64)
     distances = np.empty((len(places), count))

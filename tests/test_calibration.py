@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from samples import QM9_20, TINY, make_model, read_dataset
 
 from qmprop import calibration, datasets, training
@@ -132,8 +133,8 @@ def test_predictions_stay_the_same_and_the_hash_does_not(trained: Trained) -> No
     assert before.metadata.items() <= after.metadata.items()
 
 
-@pytest.mark.parametrize("threads", ["1", "3"])
-def test_the_number_of_threads_hardly_changes_the_intervals(trained: Trained, bare: Path, threads: str) -> None:
+def test_the_number_of_threads_hardly_changes_the_intervals(trained: Trained, bare: Path) -> None:
+    threads = "2" if torch.get_num_threads() == 1 else "1"
     command = [sys.executable, "-m", "qmprop", "calibrate", "-w", bare, "--data", trained.data, "--device", "cpu"]
     subprocess.run([*map(str, command)], env=os.environ | {"OMP_NUM_THREADS": threads}, check=True, timeout=300)
     molecules = trained.molecules.select(split_other(COUNT)["test"])
@@ -171,7 +172,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(
     trained: Trained, bare: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "fit_trust", None)
-    with pytest.raises(OutputError, match="cannot write weights .*folder/out"):
+    with pytest.raises(OutputError, match=r"cannot write weights .*folder/out"):
         calibrate(bare, data=trained.data, out=bare.parent / "folder" / "out.safetensors")
 
 
@@ -240,8 +241,9 @@ def test_a_damaged_calibration_can_be_made_anew(trained: Trained, tmp_path: Path
     path = tmp_path / "damaged.safetensors"
     extras = model.extras | {"edges": np.zeros(7)}
     save_model(path, model.network, model.baseline, model.metadata, extras)
-    with pytest.raises(WeightsError, match="Calibrate them again"):
+    with pytest.raises(WeightsError, match="edges") as caught:
         load_trust(load_model(path, device="cpu"))
+    assert caught.value.hint == "Calibrate them again."
     calibrate(path, data=trained.data, device="cpu")
     assert path.read_bytes() == trained.calibrated.read_bytes()
 

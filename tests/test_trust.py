@@ -19,7 +19,7 @@ from qmprop.model import Model, Outcome
 from qmprop.molecule import Molecule
 from qmprop.qm9 import split_other
 from qmprop.targets import DEFAULT_KEYS
-from qmprop.trust import LEVELS, Trust, check_level, find_nearest, load_trust, to_bytes
+from qmprop.trust import LEVELS, Trust, check_level, find_nearest, from_bytes, load_trust, to_bytes
 
 COUNT = 3000
 #: Errors of the two halves of the molecules, by size, over the spread of a property.
@@ -127,7 +127,7 @@ def test_nearest_against_a_plain_search() -> None:
     latents = to_bytes(rng.standard_normal((500, 6)).astype(np.float32), steps)
     places = rng.standard_normal((300, 6)).astype(np.float32)
     plain = np.square(places[:, None] - (latents.astype(float) - 128.0) * steps).sum(axis=2)
-    rows, squares = find_nearest(places, latents, steps, 4)
+    rows, squares = find_nearest(places, from_bytes(latents, steps), 4)
     np.testing.assert_array_equal(rows, np.argsort(plain, axis=1)[:, :4])
     np.testing.assert_allclose(squares, np.sort(plain, axis=1)[:, :4], rtol=1e-4)
 
@@ -173,10 +173,11 @@ def test_arrays_keep_the_calibration(known: Known) -> None:
     traits = known.outcome.traits[:50]
     np.testing.assert_array_equal(again.half_widths(traits, 0.8), known.trust.half_widths(traits, 0.8))
     np.testing.assert_array_equal(again.nearest(traits, 3)[0], known.trust.nearest(traits, 3)[0])
-    assert again.find_seen(again.keys[7]) == known.trust.find_seen(known.trust.keys[7]) != ()
+    molecules = [known.data.molecule(k) for k in range(50)]
+    assert again.judge(molecules, traits) == known.trust.judge(molecules, traits)
 
 
-@pytest.mark.parametrize("damage", ["missing", "shape", "type", "nan", "empty", "threshold"])
+@pytest.mark.parametrize("damage", ["missing", "shape", "type", "nan", "empty", "anchors", "threshold"])
 def test_a_damaged_calibration_is_refused(known: Known, damage: str) -> None:
     arrays = known.trust.to_arrays()
     if damage == "missing":
@@ -189,6 +190,8 @@ def test_a_damaged_calibration_is_refused(known: Known, damage: str) -> None:
         arrays["quantiles"] = arrays["quantiles"] * np.nan
     elif damage == "empty":
         arrays |= {name: arrays[name][:0] for name in ("latents", "ids", "keys")}
+    elif damage == "anchors":
+        arrays["anchors"] = arrays["anchors"] + len(arrays["ids"])
     else:
         arrays["threshold"] = np.zeros(1)
     model = Model(known.model.network, known.model.baseline, extras=arrays)
