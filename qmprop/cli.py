@@ -35,7 +35,7 @@ SOME_RECORDS_FAILED: Final = 3
 
 DEFAULT_WEIGHTS: Final = "egnn-qm9"
 DEFAULT_LEVEL: Final = "0.9"
-_JOB: Final = TrainConfig()  # that made the bundled weights
+_JOB: Final = TrainConfig()
 
 app = typer.Typer(
     name="qmprop",
@@ -477,7 +477,8 @@ def train(
 ) -> int:
     """Train a network on QM9's training split, and calibrate it.
 
-    Without options this is the job that made the bundled weights.
+    Without options this is a job like the one that made the bundled weights;
+    their card tells its two stages.
     The run's folder holds its settings, logs and checkpoints, and at the end a
     file for predict -w and eval -w. Ctrl-C leaves a run that --resume continues.
 
@@ -587,7 +588,7 @@ def evaluate(
             "--report",
             metavar="FILE",
             help="Write tables and charts to FILE, too: one HTML page. Of QM9 with all geometries, unless --geometry "
-            "says otherwise.",
+            "says otherwise. Default: none.",
         ),
     ] = None,
     device: DeviceOption = "auto",

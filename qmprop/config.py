@@ -111,7 +111,7 @@ class TrainConfig:
         model: Shape of the network.
     """
 
-    epochs: int = 20
+    epochs: int = 50
     batch_size: int = 96
     lr: float = 3e-3
     warmup_steps: int = 500

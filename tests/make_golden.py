@@ -22,22 +22,30 @@ CHOSEN = {
 
 
 def predict() -> dict[str, Any]:
-    """Return the digest of the bundled weights and their predictions, in default units."""
+    """Return the digest of the bundled weights, their values and half-widths in default units, and their verdicts."""
     from qmprop import load_model
+    from qmprop.graph import concatenate
     from qmprop.molecule import Molecule
     from qmprop.readers import read_paths
+    from qmprop.targets import DEFAULT_KEYS
+    from qmprop.trust import load_trust
 
     model = load_model(device="cpu")
+    trust = load_trust(model)
     records = []
     for name, indices in CHOSEN.items():
         found = list(read_paths(str(ROOT / name)))
         molecules = [found[index] for index in indices]
         if not all(isinstance(molecule, Molecule) for molecule in molecules):
             raise ValueError(f"{name} has a record that is not a molecule")
-        predictions = model.predict(molecules)
-        for row, (index, molecule) in enumerate(zip(indices, molecules, strict=True)):
-            values = {key: float(column[row]) for key, column in predictions.items()}
-            records.append({"source": name, "index": index, "formula": molecule.formula, "properties": values})
+        outcome = model.run(*concatenate(molecules))
+        predictions, widths = outcome.properties(), trust.half_widths(outcome.traits)
+        for row, (index, judgment) in enumerate(zip(indices, trust.judge(molecules, outcome.traits), strict=True)):
+            record = {"source": name, "index": index, "formula": molecules[row].formula}
+            record |= {"reasons": list(judgment.domain.reasons), "seen": list(judgment.seen)}
+            record["half_widths"] = dict(zip(DEFAULT_KEYS, widths[row].tolist(), strict=True))
+            record["properties"] = {key: float(column[row]) for key, column in predictions.items()}
+            records.append(record)
     return {"digest": model.digest, "records": records}
 
 

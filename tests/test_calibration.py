@@ -136,7 +136,8 @@ def test_predictions_stay_the_same_and_the_hash_does_not(trained: Trained) -> No
 def test_the_number_of_threads_hardly_changes_the_intervals(trained: Trained, bare: Path) -> None:
     threads = "2" if torch.get_num_threads() == 1 else "1"
     command = [sys.executable, "-m", "qmprop", "calibrate", "-w", bare, "--data", trained.data, "--device", "cpu"]
-    subprocess.run([*map(str, command)], env=os.environ | {"OMP_NUM_THREADS": threads}, check=True, timeout=300)
+    settings = {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
+    subprocess.run([*map(str, command)], env=os.environ | settings, check=True, timeout=300)
     molecules = trained.molecules.select(split_other(COUNT)["test"])
     widths = [half_widths(load_model(path, device="cpu"), molecules) for path in (bare, trained.calibrated)]
     np.testing.assert_allclose(widths[0], widths[1], rtol=0.01)
@@ -204,12 +205,18 @@ def test_few_molecules_leave_the_weights_uncalibrated(tmp_path: Path) -> None:
         calibrate(result.weights, data=QM9_20, device="cpu")
 
 
-def test_a_limit_below_what_a_calibration_needs_is_no_error(trained: Trained, tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, limit=FEWEST - 1, batch_size=33)
-    model = load_model(train(config, data=trained.data, out_dir=tmp_path, device="cpu").weights, device="cpu")
-    assert model.extras == {}
-    assert model.metadata["training_molecules"] == FEWEST - 1
-    assert model.metadata["accuracy"]["dft"]["molecules"] == len(split_other(COUNT)["test"])
+@pytest.mark.parametrize("limit", [FEWEST - 1, FEWEST])
+def test_a_limited_run_limits_what_follows(trained: Trained, tmp_path: Path, limit: int) -> None:
+    """Below what a calibration needs there is none, and no error; else `calibrate` finds what `train` found."""
+    config = dataclasses.replace(CONFIG, limit=limit, batch_size=33)
+    weights = train(config, data=trained.data, out_dir=tmp_path, device="cpu").weights
+    model, before = load_model(weights, device="cpu"), weights.read_bytes()
+    assert bool(model.extras) == (limit == FEWEST)
+    assert model.metadata["training_molecules"] == model.metadata["accuracy"]["dft"]["molecules"] == limit
+    if limit == FEWEST:
+        assert model.metadata["calibration"]["molecules"] == limit
+        calibrate(weights, data=trained.data, device="cpu")
+        assert weights.read_bytes() == before
 
 
 def test_an_interrupted_calibration_leaves_usable_weights(trained: Trained, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from samples import read_dataset
+from samples import make_model, read_dataset
 
 from qmprop import inference, library
 from qmprop.calibration import fit_trust
@@ -138,23 +138,23 @@ def test_only_weights_trained_on_qm9_have_one(monkeypatch: pytest.MonkeyPatch, s
 
 
 def test_neighbors_are_named_with_values_as_far_as_these_are_known(
-    monkeypatch: pytest.MonkeyPatch, small: Path, random_model: Model
+    monkeypatch: pytest.MonkeyPatch, small: Path
 ) -> None:
     """The library has the even training molecules; without a file all are named without values."""
     rng = np.random.default_rng(0)
     data = read_dataset().select(np.arange(2000) % 20)
     noise = 0.03 * rng.standard_normal(data.positions.shape).astype(np.float32)
     data = dataclasses.replace(data, ids=100 + np.arange(2000), positions=data.positions + noise, name="qm9")
-    trust, _ = fit_trust(random_model, data, split_other(2000))
-    model = Model(random_model.network, random_model.baseline, metadata={"data": "qm9"}, extras=trust.to_arrays())
+    plain = make_model()
+    trust, _ = fit_trust(plain, data, split_other(2000))
+    model = Model(plain.network, plain.baseline, metadata={"data": "qm9"}, extras=trust.to_arrays())
     rows = split_other(2000)["train"]
     monkeypatch.setattr(library, "bundled_folders", lambda: [small.parent])
     write_library(small, data, rows[rows % 2 == 0], {number: f"C{number}" for number in range(100, 2100)})
     molecules = [data.molecule(int(row)) for row in rows[:4]]
-    for row, record in zip(
-        rows.tolist(), inference.predict(molecules, weights=model, properties="mu", units="mu=ea0", neighbors=3)
-    ):
-        assert [neighbor.id for neighbor in record.neighbors][0] == f"gdb_{100 + row}"
+    records = inference.predict(molecules, weights=model, properties="mu", units="mu=ea0", neighbors=3)
+    for row, record in zip(rows[:4].tolist(), records, strict=True):
+        assert record.neighbors[0].id == f"gdb_{100 + row}"
         for neighbor in record.neighbors:
             number = int(neighbor.id.removeprefix("gdb_"))
             if number % 2:

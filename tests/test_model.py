@@ -446,10 +446,11 @@ def test_bundled_weights_predict_what_they_did() -> None:
     assert found["digest"] == expected["digest"]
     assert len(found["records"]) == 10
     for ours, golden in zip(found["records"], expected["records"], strict=True):
-        label = {key: golden[key] for key in ("source", "index", "formula")}
+        label = {key: golden[key] for key in ("source", "index", "formula", "reasons", "seen")}
         assert {key: ours[key] for key in label} == label
         for key, value in golden["properties"].items():
             assert ours["properties"][key] == pytest.approx(value, abs=1e-3 if key == "r2" else 1e-4), (label, key)
+        assert ours["half_widths"] == pytest.approx(golden["half_widths"], rel=1e-3), label
 
 
 def test_bundled_weights_are_invariant(bundled: Model, molecules: list[Molecule]) -> None:
