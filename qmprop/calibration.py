@@ -45,8 +45,8 @@ Progress = Callable[[int, int], None]
 
 #: Calibration needs this many molecules for the quantile of a level to mean anything.
 FEWEST: Final = 100
-#: Training molecules whose errors at force-field geometries help to fit the error scale, beside those of all at DFT's.
-_HELPERS: Final = 40_000
+#: Training molecules whose geometries teach what is usual.
+_GEOMETRIES: Final = 40_000
 #: Molecules of a sample that decide the range of the traits, and the axes of the latent space.
 _AXES: Final = 20_000
 #: Sizes of molecules with a smaller share are rare; of the others, every so many are measured from.
@@ -63,7 +63,7 @@ _NOISE: Final = (0.01, 0.3)
 _BLOCK: Final = 2_000  # molecules between two reports of progress
 #: The network of the error scale and its training.
 _WIDTH: Final = 128
-_EPOCHS: Final = 12
+_EPOCHS: Final = 30
 _BATCH: Final = 512
 _RATE: Final = 1e-3
 _DECAY: Final = 1e-2
@@ -163,7 +163,7 @@ def load_kinds(molecules: Dataset, splits: dict[str, NDArray[np.int64]]) -> Geom
     """Return the force-field geometries to calibrate on beside those of the data; only those of QM9 are known."""
     if molecules.name != "qm9" or len(molecules) != QM9_SIZE:
         return None
-    rows = np.concatenate([splits["train"][:_HELPERS], splits["choose"], splits["calibrate"]])
+    rows = np.concatenate([splits["train"][:_GEOMETRIES], splits["choose"], splits["calibrate"]])
     return load_geometries("mmff", molecules, rows=rows)
 
 
@@ -176,8 +176,9 @@ def fit_trust(
 ) -> tuple[Trust, dict[str, Any]]:
     """Fit a calibration.
 
-    The error scale learns from the molecules set aside for choosing and from some that were trained on, in all kinds of
-    geometry and distorted; quantiles and the threshold come from the molecules set aside for calibration alone.
+    The error scale learns from the molecules set aside for choosing, in all kinds of geometry and distorted. Those that
+    were trained on would teach it to be sure of what is known by heart: of the smallest molecules, which come often.
+    Quantiles and the threshold come from the molecules set aside for calibration alone.
 
     Args:
         model: The network.
@@ -196,21 +197,17 @@ def fit_trust(
         raise DataError(
             f"{molecules.name} has {len(splits['calibrate'])} molecules to calibrate on, {FEWEST} are needed"
         )
-    helpers = splits["train"][:_HELPERS]
     kinds = {"dft": molecules}
     if others is not None:
         kinds["mmff"] = dataclasses.replace(molecules, positions=others.positions)
     rows = [splits["choose"]] * (len(kinds) + 1) + [splits["calibrate"]] * len(kinds)
-    rows += [helpers] * (len(kinds) - 1) + [splits["train"]]
+    rows.append(splits["train"])
     meter = _Meter(sum(map(len, rows)), on_progress)
 
     learned = [_sample(model, data.select(splits["choose"]), kind, meter) for kind, data in kinds.items()]
     learned.append(_sample(model, _distort(kinds, splits["choose"]), "distorted", meter))
     held = [_sample(model, data.select(splits["calibrate"]), kind, meter) for kind, data in kinds.items()]
     known = _sample(model, molecules.select(splits["train"]), "dft", meter)
-    learned.append(known)
-    if others is not None:
-        learned.append(_sample(model, kinds["mmff"].select(helpers), "mmff", meter))
 
     low, high = _find_range(np.concatenate([sample.traits[:_AXES] for sample in learned]))
     features = 3 * model.config.node_width
@@ -236,7 +233,7 @@ def fit_trust(
         latents=to_bytes(places - origin, steps),
         anchors=_choose_anchors(molecules, splits["train"]),
         threshold=1.0,
-        limits=_learn_limits(list(kinds.values()), helpers),
+        limits=_learn_limits(list(kinds.values()), splits["train"][:_GEOMETRIES]),
         ids=molecules.ids[splits["train"]],
         keys=keys[order],
         order=order,

@@ -309,9 +309,12 @@ def test_weights_are_loaded_by_name_on_the_device_asked_for(monkeypatch):
 
 def test_the_bundled_weights_know_water():
     (record,) = predict(EXAMPLES / "water.xyz")
-    assert record.status == "ok"
+    assert record.properties
+    assert record.seen == (), "it is not among the training molecules"
     assert record.properties["u0"].value == pytest.approx(-76.404702 * 27.211386245988, abs=0.5)
     assert record.properties["mu"].value == pytest.approx(1.8511, abs=0.75)  # no training molecule is like it
+    low, high = record.properties["mu"].interval
+    assert 0.2 < high - low < 3.0, "the network knows that it does not know"
     assert record.properties["gap"].value == pytest.approx(
         record.properties["lumo"].value - record.properties["homo"].value, abs=1e-9
     )
