@@ -64,6 +64,7 @@ _BLOCK: Final = 2_000  # molecules between two reports of progress
 #: The network of the error scale and its training.
 _WIDTH: Final = 128
 _EPOCHS: Final = 30
+_FEWEST_STEPS: Final = 600
 _BATCH: Final = 512
 _RATE: Final = 1e-3
 _DECAY: Final = 1e-2
@@ -343,8 +344,9 @@ def _train_scales(traits: torch.Tensor, ratios: torch.Tensor, known: torch.Tenso
     )
     optimizer = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=_DECAY)
     batches = max(1, len(traits) // _BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=_EPOCHS * batches)
-    for _ in range(_EPOCHS):
+    epochs = max(_EPOCHS, _FEWEST_STEPS // batches)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=epochs * batches)
+    for _ in range(epochs):
         for rows in torch.randperm(len(traits)).chunk(batches)[:batches]:
             logarithms = network(traits[rows]).clamp(-8.0, 8.0)
             losses = logarithms + ratios[rows] * torch.exp(-logarithms)

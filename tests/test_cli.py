@@ -486,7 +486,8 @@ def test_the_examples_are_predicted_with_the_bundled_weights(capfd):
     assert {record["source"] for record in records} == set(examples)
     for record in records:
         jsonschema.validate(record, RECORD_SCHEMA)
-        assert record["status"] == "ok"
+        codes = [message["code"] for message in record["messages"]]
+        assert codes == [] or (codes == ["far-from-training"] and record["natoms"] < 5)
         values = {key: value["value"] for key, value in record["properties"].items()}
         assert values["u0"] < values["u"] < values["h"]
         assert values["g"] < values["h"]

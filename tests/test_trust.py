@@ -21,7 +21,7 @@ from qmprop.qm9 import split_other
 from qmprop.targets import DEFAULT_KEYS
 from qmprop.trust import LEVELS, Trust, check_level, find_nearest, from_bytes, load_trust, to_bytes
 
-COUNT = 3000
+COUNT = 4000
 #: Errors of the two halves of the molecules, by size, over the spread of a property.
 SMALL_ERROR, LARGE_ERROR = 0.01, 0.05
 
