@@ -23,7 +23,7 @@ from qmprop.graph import build_graph
 from qmprop.limits import Limits, learn_limits
 from qmprop.model import Model, find_weights, load_model, save_model
 from qmprop.qm9 import QM9_SIZE, load_data, split_data
-from qmprop.targets import DEFAULT_KEYS
+from qmprop.targets import DEFAULT_KEYS, ELEMENTS
 from qmprop.topology import find_bonds, hash_graphs
 from qmprop.trust import (
     GROUPS,
@@ -143,7 +143,7 @@ def write_measured(path: Path, model: Model, molecules: Dataset) -> None:
             accuracy[kind] = {"molecules": report.molecules, "outside": report.outside}
             for name in ("mae", "coverage"):
                 numbers = {key: getattr(errors, name) for key, errors in report.properties.items()}
-                accuracy[kind][name] = {key: _shorten(value) for key, value in numbers.items() if value is not None}
+                accuracy[kind][name] = {key: shorten(value) for key, value in numbers.items() if value is not None}
     metadata = {**model.metadata, "accuracy": accuracy, "limits": _describe_limits(molecules)}
     save_model(path, model.network, model.baseline, metadata, model.extras)
 
@@ -243,7 +243,7 @@ def fit_trust(
     scores = {sample.kind: trust.scores(sample.traits) for sample in held}
     threshold = max(float(np.quantile(found, 1.0 - _FALSE_ALARMS)) for found in scores.values())
     facts = {"molecules": len(splits["calibrate"]), "geometries": list(kinds), "level": LEVEL}
-    facts["false_alarms"] = {kind: _shorten(float((found > threshold).mean())) for kind, found in scores.items()}
+    facts["false_alarms"] = {kind: shorten(float((found > threshold).mean())) for kind, found in scores.items()}
     return dataclasses.replace(trust, threshold=threshold), facts
 
 
@@ -288,7 +288,7 @@ def _find_range(traits: Traits) -> tuple[Traits, Traits]:
 
 def _choose_anchors(molecules: Dataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the places in `rows` of all molecules of rare sizes (in heavy atoms), and of every few of the others."""
-    heavy = np.add.reduceat(molecules.numbers > 1, molecules.offsets[:-1], dtype=np.int64)[rows]
+    heavy = molecules.heavy_atoms[rows]
     rare = (np.bincount(heavy) < _RARE * len(rows))[heavy]
     others = np.flatnonzero(~rare)
     return np.sort(np.concatenate([np.flatnonzero(rare), others[:: _STRIDE if len(others) > _AXES else 1]]))
@@ -412,13 +412,12 @@ def _blocks(rows: NDArray[np.int64], size: int = _BLOCK) -> Iterator[NDArray[np.
 
 def _describe_limits(molecules: Dataset) -> dict[str, Any]:
     """Return the largest size and the elements among the molecules, for people."""
-    heavy = np.add.reduceat(molecules.numbers > 1, molecules.offsets[:-1], dtype=np.int64)
-    elements = {1: "H", 6: "C", 7: "N", 8: "O", 9: "F"}
     return {
-        "heavy_atoms": int(heavy.max()),
-        "elements": [symbol for number, symbol in elements.items() if (molecules.numbers == number).any()],
+        "heavy_atoms": int(molecules.heavy_atoms.max()),
+        "elements": [symbol for number, symbol in ELEMENTS.items() if (molecules.numbers == number).any()],
     }
 
 
-def _shorten(value: float) -> float:
+def shorten(value: float) -> float:
+    """Return the value with five digits, as metadata keep it."""
     return float(f"{value:.5g}")

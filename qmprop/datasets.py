@@ -91,6 +91,11 @@ class Dataset:
             digest.update(getattr(self, field).tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def heavy_atoms(self) -> NDArray[np.int64]:
+        """Number of atoms other than hydrogen in each molecule [m]."""
+        return np.add.reduceat(self.numbers > 1, self.offsets[:-1], dtype=np.int64)
+
     def select(self, indices: ArrayLike | slice) -> Dataset:
         """Return the molecules at `indices` (integers, a mask or a slice), in that order."""
         if not isinstance(indices, slice):

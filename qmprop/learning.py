@@ -450,7 +450,7 @@ def _soften(squares: Tensor, tolerance: float) -> Tensor:
 
 def _repeat(molecules: Molecules) -> NDArray[np.int64]:
     """Return the positions of the molecules, those of sizes that are rare (in heavy atoms) several times."""
-    sizes = np.add.reduceat((molecules.numbers > 1).astype(np.int64), molecules.offsets[:-1])
+    sizes = molecules.heavy_atoms
     counts = np.maximum(np.bincount(sizes), 1)
     times = np.clip(_SIZE_SHARE * len(molecules) / counts, 1, _MOST_REPEATS).astype(np.int64)
     return np.repeat(np.arange(len(molecules)), times[sizes])

@@ -20,7 +20,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import qmprop
-from qmprop.calibration import FEWEST, fit_trust, limit_splits, load_kinds, write_calibrated, write_measured
+from qmprop.calibration import FEWEST, fit_trust, limit_splits, load_kinds, shorten, write_calibrated, write_measured
 from qmprop.config import TrainConfig
 from qmprop.datasets import Dataset as Molecules
 from qmprop.errors import ConfigError, DataError, OutputError, TrainingError
@@ -259,7 +259,7 @@ def _describe(
         "training_molecules": len(splits["train"]),
         "version": qmprop.__version__,
         "properties": {key: TARGETS[key].unit for key in DEFAULT_KEYS},
-        "validation_mae": {key: _shorten(value) for key, value in last.mae.items()},
+        "validation_mae": {key: shorten(value) for key, value in last.mae.items()},
     }
 
 
@@ -268,7 +268,3 @@ def _split_hash(splits: dict[str, NDArray[np.int64]]) -> str:
     for name in ("train", "choose", "calibrate", "test"):
         digest.update(np.ascontiguousarray(splits[name], dtype="<i8").tobytes())
     return digest.hexdigest()
-
-
-def _shorten(value: float) -> float:
-    return float(f"{value:.5g}")

@@ -101,8 +101,9 @@ def judge_unknown(data: Dataset, model: Model, limit: int) -> None:
 
 def without_nine(data: Dataset) -> dict[str, NDArray[np.int64]]:
     """Return the split without molecules of nine heavy atoms, but for the test molecules."""
-    heavy = np.add.reduceat(data.numbers > 1, data.offsets[:-1], dtype=np.int64)
-    return {name: rows if name == "test" else rows[heavy[rows] < 9] for name, rows in split_data(data).items()}
+    return {
+        name: rows if name == "test" else rows[data.heavy_atoms[rows] < 9] for name, rows in split_data(data).items()
+    }
 
 
 def find_large(relative: NDArray[np.float64], nine: NDArray[np.bool_]) -> dict[str, NDArray[np.bool_]]:
