@@ -150,6 +150,28 @@ def draw_coverage(series: Sequence[Array], ticks: Sequence[str], *, level: float
         return _to_svg(figure, label)
 
 
+def draw_calibration(levels: Sequence[Array], shares: Sequence[Array], *, label: str) -> str:
+    """Return the share of references inside intervals of each level against that level as SVG.
+
+    Args:
+        levels: Shares that intervals promise, in per cent [levels], of up to three series.
+        shares: Shares found, in per cent [levels].
+        label: What the chart shows, for readers who cannot see it.
+    """
+    with style.context([_SETTINGS], after_reset=True):
+        figure, axes = _new_chart(*_WIDE, left=0.55)
+        low = min(float(values[np.isfinite(values)].min(initial=50.0)) for values in (*levels, *shares)) - 2.0
+        axes.plot([low, 100.0], [low, 100.0], color=_INK, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0.5)
+        for k, (x, y) in reversed(list(enumerate(zip(levels, shares, strict=True)))):
+            axes.plot(x, y, color=_SERIES[k], linestyle=_DASHES[k], marker=_MARKERS[k])
+        axes.set(xlim=(48.0, 101.0), ylim=(low, 101.0))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(5, steps=[5, 10]))
+        axes.set_xlabel("level of the intervals [%]")
+        axes.set_ylabel("inside their interval [%]")
+        return _to_svg(figure, label)
+
+
 def draw_trend(widths: Sequence[Array], errors: Sequence[Array], *, label: str) -> str:
     """Return the error found against the half-width given as SVG, both relative to their mean.
 

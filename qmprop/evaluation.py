@@ -15,7 +15,7 @@ from qmprop.datasets import Dataset
 from qmprop.errors import DataError, UsageError
 from qmprop.geometries import XTB_SIZE, Geometries, load_geometries, minimize_dataset, rmsd
 from qmprop.model import Model, load_model
-from qmprop.qm9 import QM9_SIZE, load_data, read_smiles, split_data
+from qmprop.qm9 import is_whole_qm9, load_data, read_smiles, split_data
 from qmprop.targets import DEFAULT_KEYS, TARGETS, unit_factor
 from qmprop.trust import Judgment, load_trust
 
@@ -80,6 +80,8 @@ class Details:
         scores: Of the verdicts on the domain [M]; None without calibration.
         outside: Which verdicts are "out" [M]; None without calibration.
         smiles: None where it is not known, or was not asked for.
+        levels: Level from which on the interval holds the reference, see `Trust.find_levels` [M, 12]; None without
+            calibration.
     """
 
     names: list[str]
@@ -90,6 +92,7 @@ class Details:
     scores: NDArray[np.float64] | None
     outside: NDArray[np.bool_] | None
     smiles: list[str | None]
+    levels: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +224,7 @@ def _move(
 ) -> tuple[Dataset, NDArray[np.int64], dict[str, int]]:
     """Return the molecules at `rows` that have a minimum, at it; their rows; and why the others have none."""
     geometries: Geometries
-    if molecules.name == "qm9" and len(molecules) == QM9_SIZE:
+    if is_whole_qm9(molecules):
         rows = rows[:XTB_SIZE] if kind == "xtb" else rows
         geometries = load_geometries(kind, molecules, rows=rows, progress=on_minimize)
     else:
@@ -252,11 +255,12 @@ class _Predicted:
     half_widths: NDArray[np.float64] | None
     scores: NDArray[np.float64] | None
     outside: NDArray[np.bool_] | None
+    levels: NDArray[np.float64] | None
 
 
 def _predict(model: Model, molecules: Dataset, on_progress: Callable[[int, int], None] | None) -> _Predicted:
     trust = load_trust(model)
-    outcomes, widths = [], []
+    outcomes, widths, levels = [], [], []
     judgments: list[Judgment] = []
     done = 0
     for outcome in model.run_arrays(molecules.numbers, molecules.positions, molecules.offsets):
@@ -265,6 +269,7 @@ def _predict(model: Model, molecules: Dataset, on_progress: Callable[[int, int],
             judged = trust.judge([molecules.molecule(k) for k in range(done, last)], outcome.traits)
             scores = np.array([judgment.domain.score for judgment in judged])
             widths.append(trust.half_widths(outcome.traits, scores=scores))
+            levels.append(trust.find_levels(outcome.traits, outcome.values - molecules.targets[done:last], scores))
             judgments += judged
         outcomes.append(outcome)
         done = last
@@ -277,6 +282,7 @@ def _predict(model: Model, molecules: Dataset, on_progress: Callable[[int, int],
         np.concatenate(widths) if widths else None,
         np.array([judgment.domain.score for judgment in judgments]) if trust is not None else None,
         np.array([judgment.domain.verdict == "out" for judgment in judgments]) if trust is not None else None,
+        np.concatenate(levels) if levels else None,
     )
 
 
@@ -292,6 +298,7 @@ def _detail(predicted: _Predicted, molecules: Dataset, *, smiles: bool = False) 
         scores=predicted.scores,
         outside=predicted.outside,
         smiles=[known.get(number) for number in ids],
+        levels=predicted.levels,
     )
 
 

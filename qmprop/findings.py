@@ -20,6 +20,7 @@ Array = NDArray[np.float64]
 #: A mean over fewer molecules says little.
 ENOUGH: Final = 20
 _BINS: Final = 10
+_LEVELS: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _SYMBOLS: Final = tuple(ELEMENTS.values())  # the columns of `Details.counts`
 
 
@@ -97,6 +98,13 @@ def find_coverage(details: Details, groups: Sequence[Group]) -> Array:
     """Return the share of references inside their intervals, of all properties of each group, in per cent [groups]."""
     known, inside = _covered(details)
     return np.array([_share(inside[group.rows], known[group.rows]) for group in groups])
+
+
+def find_calibration(details: Details) -> tuple[Array, Array]:
+    """Return levels and the share of references inside the intervals of each, of all properties; in per cent [L]."""
+    found = np.zeros(0) if details.levels is None else details.levels[np.isfinite(details.levels)]
+    levels = np.array(_LEVELS)
+    return 100.0 * levels, 100.0 * np.array([(found <= level).mean() if len(found) else np.nan for level in levels])
 
 
 def bin_by_width(details: Details) -> tuple[Array, Array, Array]:

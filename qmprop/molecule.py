@@ -60,6 +60,11 @@ class Molecule:
         object.__setattr__(self, "positions", positions)
 
     @property
+    def heavy_atoms(self) -> int:
+        """Number of atoms other than hydrogen."""
+        return int((self.numbers > 1).sum())
+
+    @property
     def formula(self) -> str:
         """Hill formula: C, H, then the rest by symbol; all by symbol where there is no carbon."""
         from ase.data import chemical_symbols
@@ -112,7 +117,7 @@ def find_flaws(molecule: Molecule) -> tuple[Message, ...]:
         messages.append(
             Message("odd-electrons", f"{electrons} electrons: not a closed shell. Is a hydrogen atom missing?")
         )
-    heavy = int((molecule.numbers > 1).sum())
+    heavy = molecule.heavy_atoms
     if heavy > MAX_HEAVY_ATOMS:
         messages.append(
             Message("too-large", f"{heavy} heavy atoms; the training molecules have at most {MAX_HEAVY_ATOMS}.")

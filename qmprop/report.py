@@ -251,6 +251,10 @@ def _show_intervals(details: Sequence[Details], names: Sequence[str]) -> list[di
     shares = [_align(part, found, ticks) for part, found in zip(parts, groups, strict=True)]
     binned = [findings.bin_by_width(part) for part in parts]
     count = max(len(bins[2]) for bins in binned)
+    found = [findings.find_calibration(part) for part in parts]
+    calibration = charts.draw_calibration(
+        [pair[0] for pair in found], [pair[1] for pair in found], label="coverage of intervals of several levels"
+    )
     by_size = charts.draw_coverage(
         shares, ticks, level=_LEVEL, x_label="heavy atoms", label="coverage of the intervals by number of heavy atoms"
     )
@@ -265,7 +269,9 @@ def _show_intervals(details: Sequence[Details], names: Sequence[str]) -> list[di
         [bins[0] for bins in binned], [bins[1] for bins in binned], label="error found against half-width given"
     )
     shared = f"{'Equal parts' if count > 1 else 'All'} of the predictions, every property alike."
+    wanted = "On the dashed line, intervals of every level hold what they promise."
     return [
+        {"title": "Coverage by level", "chart": Markup(calibration), "text": wanted},
         {"title": "Coverage by size", "chart": Markup(by_size), "text": "All properties together."},
         {"title": "Coverage by width", "chart": Markup(by_width), "text": shared},
         {"title": "Error against width", "chart": Markup(trend), "text": "On the dashed line, width tells the error."},

@@ -38,6 +38,8 @@ LEVELS: Final = np.concatenate([np.linspace(0.5, 0.94, 45), np.linspace(0.95, 0.
 GROUPS: Final = 3
 #: Numbers that place a molecule in the latent space.
 LATENT_SIZE: Final = 48
+#: A size that fewer training molecules have, together with all smaller ones, is unknown.
+FEW: Final = 10
 #: Pairs of atoms closer than this (Å) are looked at for bonds and oddities.
 REACH: Final = 5.0
 _ZERO: Final = 128  # as a byte
@@ -71,6 +73,7 @@ class Trust:
         anchors: Rows of those from which the distance is measured: all of rare sizes, some of the others [A].
         threshold: Distance from the nearest of them beyond which a molecule is unknown.
         limits: Distances and valences in the training molecules.
+        smallest: With fewer heavy atoms there are fewer than `FEW` training molecules.
         ids: Numbers of the training molecules in their data [n].
         keys: Hashes of their bonds, ascending [n].
         order: Rows of the training molecules in the order of `keys` [n].
@@ -90,6 +93,7 @@ class Trust:
     anchors: NDArray[np.int64]
     threshold: float
     limits: Limits
+    smallest: int
     ids: NDArray[np.int64]
     keys: NDArray[np.uint64]
     order: NDArray[np.int64]
@@ -113,6 +117,23 @@ class Trust:
         factors = np.stack([interpolate_levels(table, level) for table in self.quantiles])
         widening = np.maximum(1.0, self.scores(traits) if scores is None else scores)
         return self.scales(traits) * factors[groups] * widening[:, None]
+
+    def find_levels(self, traits: Traits, errors: Array, scores: Array) -> Array:
+        """Return the level from which on an interval holds the reference, 0.5 at least and 1 beyond the highest.
+
+        Args:
+            traits: Traits [M, T].
+            errors: Prediction minus reference in default units; NaN, where it is not known, remains [M, 12].
+            scores: As for `half_widths` [M].
+        """
+        groups = np.searchsorted(self.edges, find_moves(traits))
+        ratios = np.abs(errors) / (self.scales(traits) * np.maximum(1.0, scores)[:, None])
+        levels = np.full(ratios.shape, np.nan)
+        for group, table in enumerate(self.quantiles):
+            members = groups == group
+            for column, quantiles in enumerate(table):
+                levels[members, column] = np.interp(ratios[members, column], quantiles, LEVELS, right=1.0)
+        return levels
 
     def scores(self, traits: Traits) -> Array:
         """Return the distance to the nearest training molecule over the one that is still usual [M]."""
@@ -148,6 +169,9 @@ class Trust:
             if score > 1.0:
                 text = f"The training molecules are unlike it: {score:.1f} times as far as is usual."
                 messages.append(Message("far-from-training", text))
+            elif not rows and molecule.heavy_atoms < self.smallest:
+                text = f"Fewer than {FEW} training molecules are as small, and it is none of them."
+                messages.append(Message("far-from-training", text))
             reasons = tuple(message.code for message in messages)
             domain = Domain("out" if reasons else "in", score, reasons)
             judged.append(Judgment(domain, tuple(messages), tuple(map(self.name, rows))))
@@ -175,7 +199,7 @@ class Trust:
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return plain arrays by name."""
         arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in _PLAIN}
-        arrays["threshold"] = np.array([self.threshold])
+        arrays |= {"threshold": np.array([self.threshold]), "smallest": np.array([self.smallest], dtype=np.int32)}
         arrays |= {"ids": self.ids.astype(np.int32), "anchors": self.anchors.astype(np.int32)}
         arrays["keys"] = np.empty_like(self.keys)
         arrays["keys"][self.order] = self.keys
@@ -222,6 +246,7 @@ class Trust:
             anchors=anchors,
             threshold=float(arrays["threshold"][0]),
             limits=Limits.from_arrays(limits),
+            smallest=int(arrays["smallest"][0]),
             ids=arrays["ids"].astype(np.int64),
             keys=keys[order],
             order=order,
@@ -248,6 +273,7 @@ def _shapes(
         "latents": ((count, LATENT_SIZE), np.uint8),
         "anchors": ((anchors,), np.int32),
         "threshold": ((1,), np.float64),
+        "smallest": ((1,), np.int32),
         "ids": ((count,), np.int32),
         "keys": ((count,), np.int64),
     }

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from scipy.special import erf
 
 from qmprop import charts, evaluation, findings, report
 from qmprop.__main__ import run
@@ -40,15 +41,17 @@ def make_details(count, *, scale=1.0, calibrated=True, drawn=True, seed=0):
     references = np.array(VALUES) + np.array(SPREADS) * random.normal(size=(count, 12))
     widths = scale * np.array(ERRORS) * np.exp(0.5 * random.normal(size=(count, 12)))
     kinds = np.arange(count) % len(SMILES)
+    errors = widths * random.normal(size=(count, 12))
     return Details(
         names=[f"gdb_{k + 1}" for k in range(count)],
         counts=np.array(COUNTS)[kinds],
-        predictions=references + widths * random.normal(size=(count, 12)),
+        predictions=references + errors,
         references=references,
         half_widths=1.645 * widths if calibrated else None,
         scores=random.random(count) if calibrated else None,
         outside=np.arange(count) % 25 == 7 if calibrated else None,
         smiles=[SMILES[kind] if drawn else None for kind in kinds],
+        levels=np.maximum(0.5, erf(np.abs(errors) / widths / 2.0**0.5)) if calibrated else None,
     )
 
 
@@ -158,7 +161,7 @@ def test_the_page_stands_alone_and_has_every_section_and_property(page):
         assert f"<h3>{key} <span>{target.symbol}, {target.description.replace(' - ', ' − ')}</span></h3>" in page
         assert f"{key}: predictions against references" in page
         assert f"{key}: distribution of errors" in page
-    assert page.count("<figure") == 12 + 3
+    assert page.count("<figure") == 12 + 4
     assert "egnn-qm9@1f3a5c7e" in found.text
     assert "qmprop eval --report report.html" in found.text
     assert len(page.encode()) < 2e6
@@ -333,6 +336,18 @@ def test_intervals_that_know_nothing_are_seen_to():
     random = np.random.default_rng(3).permuted(details.half_widths, axis=0)
     errors = findings.bin_by_width(dataclasses.replace(details, half_widths=random))[1]
     assert errors == pytest.approx(np.ones(10), abs=0.08)
+
+
+def test_levels_that_hold_what_they_promise_are_seen_to():
+    details = make_details(4000)
+    levels, shares = findings.find_calibration(details)
+    assert levels[0] == 50.0
+    assert (np.diff(levels) > 0.0).all()
+    assert shares == pytest.approx(levels, abs=1.0)
+    narrow = dataclasses.replace(details, levels=np.maximum(0.5, details.levels**0.5))
+    assert (findings.find_calibration(narrow)[1][1:-1] < levels[1:-1] - 1.0).all()
+    shares = findings.find_calibration(make_details(5, calibrated=False))[1]
+    assert np.isnan(shares).all()
 
 
 def test_the_worst_are_those_with_the_largest_share_of_their_property():

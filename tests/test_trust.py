@@ -19,7 +19,7 @@ from qmprop.model import Model, Outcome
 from qmprop.molecule import Molecule
 from qmprop.qm9 import split_other
 from qmprop.targets import DEFAULT_KEYS
-from qmprop.trust import LEVELS, Trust, check_level, find_nearest, from_bytes, load_trust, to_bytes
+from qmprop.trust import FEW, LEVELS, Trust, check_level, find_nearest, from_bytes, load_trust, to_bytes
 
 COUNT = 4000
 #: Errors of the two halves of the molecules, by size, over the spread of a property.
@@ -90,6 +90,22 @@ def test_a_higher_level_is_never_narrower(known: Known) -> None:
     widths = np.stack([known.trust.half_widths(traits, level) for level in np.linspace(0.5, 0.999, 60)])
     assert (np.diff(widths, axis=0) >= 0.0).all()
     assert (widths[0] > 0.0).all()
+
+
+def test_levels_are_those_from_which_on_intervals_hold_the_reference(known: Known) -> None:
+    rows = known.splits["test"]
+    traits, errors = known.outcome.traits[rows], (known.outcome.values - known.data.targets)[rows]
+    scores = known.trust.scores(traits)
+    errors[0, 0], errors[1, 1], errors[2, 2] = np.nan, 0.0, 1e9
+    levels = known.trust.find_levels(traits, errors, scores)
+    assert np.isnan(levels[0, 0])
+    assert levels[1, 1] == LEVELS[0]
+    assert levels[2, 2] == 1.0
+    for level in (0.6, 0.9, 0.975):
+        inside = np.abs(errors) <= known.trust.half_widths(traits, level, scores)
+        clear = np.abs(levels - level) > 1e-6
+        assert np.array_equal(inside[clear], (levels <= level)[clear])
+        assert clear.mean() > 0.9
 
 
 def test_few_molecules_like_those_of_the_training_are_called_strange(known: Known) -> None:
@@ -166,6 +182,27 @@ def test_a_flaw_puts_a_molecule_outside(known: Known) -> None:
     assert fine.messages == ()
     assert charged.domain.verdict == "out"
     assert charged.domain.reasons == ("charged",)
+
+
+def test_an_unseen_molecule_smaller_than_nearly_all_is_strange(known: Known) -> None:
+    train = known.splits["train"]
+    sizes = np.sort(known.data.heavy_atoms[train])
+    assert known.trust.smallest == sizes[FEW - 1]
+    trust = dataclasses.replace(known.trust, smallest=int(sizes[-1]))
+    unseen = Molecule(np.array([8, 6, 8]), np.array([[-1.16, 0, 0], [0, 0, 0], [1.16, 0, 0.0]]))
+    largest = known.data.molecule(int(train[known.data.heavy_atoms[train].argmax()]))
+    smaller = known.data.molecule(int(train[known.data.heavy_atoms[train].argmin()]))
+    zeros = np.zeros_like(known.outcome.traits[:3])  # whatever the network makes of them
+    near = dataclasses.replace(trust, threshold=1e6)
+    found, large, seen = near.judge([unseen, largest, smaller], zeros)
+    assert found.domain.reasons == ("far-from-training",)
+    assert found.domain.score <= 1.0
+    assert f"Fewer than {FEW}" in found.messages[-1].text
+    assert large.domain.verdict == "in"
+    assert seen.seen
+    assert seen.domain.verdict == "in"
+    (known_size,) = dataclasses.replace(near, smallest=2).judge([unseen], zeros[:1])
+    assert known_size.domain.verdict == "in"
 
 
 def test_arrays_keep_the_calibration(known: Known) -> None:
