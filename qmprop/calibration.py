@@ -18,14 +18,15 @@ from torch import nn
 from qmprop.datasets import Dataset
 from qmprop.errors import DataError, OutputError
 from qmprop.evaluation import GEOMETRIES, evaluate
-from qmprop.geometries import Geometries, load_geometries
+from qmprop.geometries import Geometries, load_cheap
 from qmprop.graph import build_graph
 from qmprop.limits import Limits, learn_limits
 from qmprop.model import Model, find_weights, load_model, save_model
-from qmprop.qm9 import QM9_SIZE, load_data, split_data
+from qmprop.qm9 import is_whole_qm9, load_data, split_data
 from qmprop.targets import DEFAULT_KEYS, ELEMENTS
 from qmprop.topology import find_bonds, hash_graphs
 from qmprop.trust import (
+    FEW,
     GROUPS,
     LATENT_SIZE,
     LEVEL,
@@ -116,7 +117,7 @@ def calibrate(
     if model.metadata.get("data_sha256") != molecules.sha256:
         raise DataError(f"{path} was not trained on {molecules.name}", "Give the training data with --data.")
     splits = limit_splits(split_data(molecules), _find_limit(model))
-    trust, facts = fit_trust(model, molecules, splits, load_kinds(molecules, splits), on_progress)
+    trust, facts = fit_trust(model, molecules, splits, load_others(molecules, splits), on_progress)
     return write_calibrated(target, model, trust, facts, molecules)
 
 
@@ -135,9 +136,8 @@ def write_calibrated(path: Path, model: Model, trust: Trust, facts: dict[str, An
 
 def write_measured(path: Path, model: Model, molecules: Dataset) -> None:
     """Write a model with its errors on the test split of its training data, if that has one."""
-    is_qm9 = molecules.name == "qm9" and len(molecules) == QM9_SIZE
     accuracy: dict[str, Any] = {}
-    for kind in GEOMETRIES if is_qm9 else GEOMETRIES[:1]:
+    for kind in GEOMETRIES if is_whole_qm9(molecules) else GEOMETRIES[:1]:
         if len(split_data(molecules)["test"]):
             report = evaluate(weights=model, data=molecules, geometry=kind, limit=_find_limit(model))
             accuracy[kind] = {"molecules": report.molecules, "outside": report.outside}
@@ -160,19 +160,17 @@ def _find_limit(model: Model) -> int | None:
     return limit if isinstance(limit, int) else None
 
 
-def load_kinds(molecules: Dataset, splits: dict[str, NDArray[np.int64]]) -> Geometries | None:
-    """Return the force-field geometries to calibrate on beside those of the data; only those of QM9 are known."""
-    if molecules.name != "qm9" or len(molecules) != QM9_SIZE:
-        return None
+def load_others(molecules: Dataset, splits: dict[str, NDArray[np.int64]]) -> tuple[Geometries, ...]:
+    """Return the geometries to calibrate on beside those of the data."""
     rows = np.concatenate([splits["train"][:_GEOMETRIES], splits["choose"], splits["calibrate"]])
-    return load_geometries("mmff", molecules, rows=rows)
+    return load_cheap(molecules, rows)
 
 
 def fit_trust(
     model: Model,
     molecules: Dataset,
     splits: dict[str, NDArray[np.int64]],
-    others: Geometries | None = None,
+    others: Sequence[Geometries] = (),
     on_progress: Progress | None = None,
 ) -> tuple[Trust, dict[str, Any]]:
     """Fit a calibration.
@@ -185,7 +183,7 @@ def fit_trust(
         model: The network.
         molecules: Labeled molecules in DFT geometries.
         splits: Their split: "train", "choose", "calibrate".
-        others: Force-field geometries of the same molecules; None to calibrate on the given ones alone.
+        others: Geometries of the same molecules by cheaper methods; none to calibrate on the given ones alone.
         on_progress: Called with the molecules done and to do.
 
     Returns:
@@ -198,17 +196,17 @@ def fit_trust(
         raise DataError(
             f"{molecules.name} has {len(splits['calibrate'])} molecules to calibrate on, {FEWEST} are needed"
         )
-    kinds = {"dft": molecules}
-    if others is not None:
-        kinds["mmff"] = dataclasses.replace(molecules, positions=others.positions)
-    rows = [splits["choose"]] * (len(kinds) + 1) + [splits["calibrate"]] * len(kinds)
-    rows.append(splits["train"])
-    meter = _Meter(sum(map(len, rows)), on_progress)
+    choose, calibrate = (
+        {"dft": molecules.select(splits[part])} | {other.kind: _move(molecules, splits[part], other) for other in others}
+        for part in ("choose", "calibrate")
+    )
+    choose["distorted"] = _distort(molecules, splits["choose"], others)
+    training = molecules.select(splits["train"])
+    meter = _Meter(sum(map(len, (*choose.values(), *calibrate.values(), training))), on_progress)
 
-    learned = [_sample(model, data.select(splits["choose"]), kind, meter) for kind, data in kinds.items()]
-    learned.append(_sample(model, _distort(kinds, splits["choose"]), "distorted", meter))
-    held = [_sample(model, data.select(splits["calibrate"]), kind, meter) for kind, data in kinds.items()]
-    known = _sample(model, molecules.select(splits["train"]), "dft", meter)
+    learned = [_sample(model, data, kind, meter) for kind, data in choose.items() if len(data)]
+    held = [_sample(model, data, kind, meter) for kind, data in calibrate.items() if len(data)]
+    known = _sample(model, training, "dft", meter)
 
     low, high = _find_range(np.concatenate([sample.traits[:_AXES] for sample in learned]))
     features = 3 * model.config.node_width
@@ -234,7 +232,8 @@ def fit_trust(
         latents=to_bytes(places - origin, steps),
         anchors=_choose_anchors(molecules, splits["train"]),
         threshold=1.0,
-        limits=_learn_limits(list(kinds.values()), splits["train"][:_GEOMETRIES]),
+        smallest=int(np.sort(molecules.heavy_atoms[splits["train"]])[:FEW][-1]),
+        limits=_learn_limits(molecules, splits["train"][:_GEOMETRIES], others),
         ids=molecules.ids[splits["train"]],
         keys=keys[order],
         order=order,
@@ -242,7 +241,7 @@ def fit_trust(
     )
     scores = {sample.kind: trust.scores(sample.traits) for sample in held}
     threshold = max(float(np.quantile(found, 1.0 - _FALSE_ALARMS)) for found in scores.values())
-    facts = {"molecules": len(splits["calibrate"]), "geometries": list(kinds), "level": LEVEL}
+    facts = {"molecules": len(splits["calibrate"]), "geometries": [sample.kind for sample in held], "level": LEVEL}
     facts["false_alarms"] = {kind: shorten(float((found > threshold).mean())) for kind, found in scores.items()}
     return dataclasses.replace(trust, threshold=threshold), facts
 
@@ -269,16 +268,23 @@ def _sample(model: Model, molecules: Dataset, kind: str, meter: _Meter) -> _Samp
     return _Sample(np.concatenate(traits), np.abs(np.concatenate(values) - molecules.targets), kind)
 
 
-def _distort(kinds: dict[str, Dataset], rows: NDArray[np.int64]) -> Dataset:
-    """Return molecules somewhere between their geometries, with noise of various sizes on every coordinate."""
+def _move(molecules: Dataset, rows: NDArray[np.int64], others: Geometries) -> Dataset:
+    """Return the molecules at `rows` that have other geometries, in these."""
+    return dataclasses.replace(molecules, positions=others.positions).select(rows[others.found[rows]])
+
+
+def _distort(molecules: Dataset, rows: NDArray[np.int64], others: Sequence[Geometries]) -> Dataset:
+    """Return molecules anywhere between DFT's and the force field's geometry, with noise on every coordinate."""
     rng = np.random.default_rng(0)
-    ends = [data.select(rows) for data in kinds.values()]
-    sizes = np.diff(ends[0].offsets)
+    given = molecules.select(rows)
+    sizes = np.diff(given.offsets)
     share = np.repeat(rng.random(len(rows)), sizes)[:, None]
     size = np.repeat(_NOISE[0] * (_NOISE[1] / _NOISE[0]) ** rng.random(len(rows)), sizes)[:, None]
-    between = ends[0].positions + share * (ends[-1].positions - ends[0].positions)
-    positions = between + size * rng.standard_normal(between.shape)
-    return dataclasses.replace(ends[0], positions=positions.astype(np.float32))
+    positions = given.positions.astype(np.float64)
+    if others:
+        positions += share * (others[0].positions[molecules.locate(rows)[0]] - given.positions)
+    positions += size * rng.standard_normal(positions.shape)
+    return dataclasses.replace(given, positions=positions.astype(np.float32))
 
 
 def _find_range(traits: Traits) -> tuple[Traits, Traits]:
@@ -383,10 +389,12 @@ def _conformal(ratios: Array) -> Array:
     return table
 
 
-def _learn_limits(kinds: Sequence[Dataset], rows: NDArray[np.int64]) -> Limits:
+def _learn_limits(molecules: Dataset, rows: NDArray[np.int64], others: Sequence[Geometries]) -> Limits:
     """Return the limits that molecules keep in all kinds of geometry."""
-    parts = (data.select(part) for data in kinds for part in _blocks(rows, 5 * _BLOCK))
-    return functools.reduce(Limits.join, (learn_limits(*_with_pairs(part)) for part in parts))
+    blocks = list(_blocks(rows, 5 * _BLOCK))
+    parts = [molecules.select(block) for block in blocks]
+    parts += [_move(molecules, block, other) for other in others for block in blocks]
+    return functools.reduce(Limits.join, (learn_limits(*_with_pairs(part)) for part in parts if len(part)))
 
 
 def _hash_molecules(molecules: Dataset, rows: NDArray[np.int64]) -> NDArray[np.uint64]:

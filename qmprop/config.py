@@ -101,8 +101,11 @@ class TrainConfig:
         clip: Largest gradient norm.
         ema_decay: Decay per step of the averaged weights that are validated and shipped.
         shift_weight: Weight of the distance between refined and DFT positions in the loss, per Å.
-        force_field_share: Share of the molecules of a step that do not come in their DFT geometry but in that of the
-            force field, and for a third of them somewhere between the two, and jittered.
+        charge_weight: Weight of the normalized error of atomic charges in the loss, which the network learns beside the
+            properties; only QM9's are known.
+        vibration_weight: The same of the number of vibrational modes near certain wavenumbers.
+        force_field_share: Share of the molecules of a step that do not come in their DFT geometry but in that of a
+            cheaper method, mostly a force field, and for a third of them somewhere between the two, and jittered.
         jitter: Standard deviation of the jitter in Å.
         seed: Of the initial weights and of the order of the molecules.
         limit: Train on this many molecules only; None means all.
@@ -119,6 +122,8 @@ class TrainConfig:
     clip: float = 1.0
     ema_decay: float = 0.999
     shift_weight: float = 4.0
+    charge_weight: float = 0.5
+    vibration_weight: float = 0.3
     force_field_share: float = 0.5
     jitter: float = 0.02
     seed: int = 0
@@ -131,10 +136,10 @@ class TrainConfig:
         for name, lowest in (("epochs", 1), ("batch_size", 1), ("warmup_steps", 0), ("seed", 0)):
             value = getattr(self, name)
             _require(_is_int(value) and value >= lowest, name, value, f"a whole number, {lowest} or more")
-        for name in ("lr", "weight_decay", "clip", "shift_weight", "jitter"):
+        positive = ("lr", "clip")
+        for name in (*positive, "weight_decay", "shift_weight", "charge_weight", "vibration_weight", "jitter"):
             value = getattr(self, name)
-            may_be_zero = name in ("weight_decay", "shift_weight", "jitter")
-            allowed = _is_finite(value) and (value > 0 or (value == 0 and may_be_zero))
+            allowed = _is_finite(value) and (value > 0 or (value == 0 and name not in positive))
             _require(allowed, name, value, "a positive number")
             object.__setattr__(self, name, float(value))
         decay = self.ema_decay

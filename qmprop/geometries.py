@@ -1,6 +1,7 @@
 """QM9's molecules at the minima of cheaper methods, in compact cache files.
 
-MMFF94 minima are computed where the cache file lacks them. GFN2-xTB minima of the first test molecules are bundled.
+MMFF94 minima are computed where the cache file lacks them. GFN2-xTB minima of the first molecules of each part of the
+split are bundled.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from qmprop.bundled import bundled_folders
 from qmprop.datasets import Dataset, join_bytes, read_arrays, split_bytes, write_arrays
 from qmprop.errors import DataError, OutputError
 from qmprop.minima import Minimum, Task, minimize
-from qmprop.qm9 import QM9_SIZE, Progress, find_cache, read_smiles, split_qm9
+from qmprop.qm9 import Progress, find_cache, is_whole_qm9, read_smiles, split_qm9
 from qmprop.workers import usable_cores
 
 KINDS: Final = ("mmff", "xtb")
@@ -80,7 +81,7 @@ def load_geometries(
         DataError: `dataset` is not QM9, or minima are missing and what computes them is not installed.
     """
     _check_kind(kind)
-    if dataset.name != "qm9" or len(dataset) != QM9_SIZE:
+    if not is_whole_qm9(dataset):
         raise DataError(
             f"there are {kind} geometries of the whole of QM9 only, not of {dataset.name}", "Use --data qm9."
         )
@@ -95,6 +96,28 @@ def load_geometries(
         _check_installed(kind, notes[-1] if notes else f"'{cache_file}' lacks {len(missing):,} molecules")
         _compute(kind, store, missing, cache_file, progress, processes)
     return store.to_geometries(kind)
+
+
+def load_cheap(dataset: Dataset, rows: ArrayLike, *, progress: Progress | None = None) -> tuple[Geometries, ...]:
+    """Return the geometries of cheaper methods to learn and to calibrate from, those of the force field first.
+
+    They are the MMFF94 minima of the molecules at `rows` and the bundled GFN2-xTB minima, whatever else may be in a
+    cache file, so that a run repeats. Of data other than the whole of QM9 there are none.
+
+    Args:
+        dataset: Molecules.
+        rows: Indices of those whose MMFF94 minima are needed.
+        progress: Called with (molecules done, molecules in all) while minima are computed.
+
+    Raises:
+        DataError: MMFF94 minima are missing and what computes them is not installed.
+    """
+    if not is_whole_qm9(dataset):
+        return ()
+    store = _Store(dataset)
+    for file in _bundled_files("xtb"):
+        store.read(file)
+    return load_geometries("mmff", dataset, rows=rows, progress=progress), store.to_geometries("xtb")
 
 
 def minimize_dataset(

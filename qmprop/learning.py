@@ -6,20 +6,21 @@ import copy
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Muon
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.flop_counter import FlopCounterMode
 
+from qmprop.auxiliary import Auxiliary
 from qmprop.baseline import Baseline, center, compose
 from qmprop.config import TrainConfig
 from qmprop.datasets import Dataset as Molecules
@@ -29,7 +30,7 @@ from qmprop.evaluation import measure
 from qmprop.geometries import Geometries
 from qmprop.graph import Graph, build_graph
 from qmprop.model import Model
-from qmprop.targets import BOHR_ANGSTROM
+from qmprop.targets import BOHR_ANGSTROM, ELEMENTS
 
 #: Molecules that make it worth a thread's while.
 _PART_SIZE: Final = 8
@@ -39,6 +40,8 @@ _REST_RATE: Final = 1 / 3
 #: QM9 has few molecules of one to four heavy atoms, and they are the first that people try.
 _SIZE_SHARE: Final = 0.004
 _MOST_REPEATS: Final = 40
+#: How often the geometry of a cheaper method takes the place of those before it, where there are several.
+_LATER_SHARE: Final = 0.75
 #: Rows and columns that make a matrix worth Muon's while.
 _MATRIX_SIZE: Final = 16
 #: Distances in Å below which an atom that is not where it should be matters less and less: in the first quarter of a
@@ -49,13 +52,43 @@ _MUONS: Final = 2
 #: Batches that wait for a GPU, and steps after which it tells its loss, for which it has to be waited for.
 _STEPS_AHEAD: Final = 4
 _STEPS_BETWEEN_REPORTS: Final = 50
+#: Spread of charges (e) and modes below which there is nothing to learn.
+_LEAST_SPREAD: Final = 1e-3
 #: How long the device's peak is measured.
 _PEAK_SECONDS: Final = 0.3
 _HOMO, _LUMO, _R2 = (LATENTS.index(key) for key in ("homo", "lumo", "r2"))
 
 
-#: Graph, labels and DFT positions of a batch.
-Prepared = tuple[Graph, Tensor, Tensor]
+class Prepared(NamedTuple):
+    """What a step needs of a batch: M molecules, N atoms.
+
+    Attributes:
+        graph: The given geometries.
+        labels: Normalized labels [M, 10].
+        minima: DFT positions in Å [N, 3].
+        charges: Normalized atomic charges [N]; none where they are not learned.
+        modes: Normalized numbers of vibrational modes [M, K]; none where they are not learned.
+    """
+
+    graph: Graph
+    labels: Tensor
+    minima: Tensor
+    charges: Tensor
+    modes: Tensor
+
+
+class Readouts(nn.Module):
+    """Reads charges and vibrations from what the layers make of the atoms, while the network is trained.
+
+    That is not needed to predict. It makes the layers know more of the electrons than twelve numbers teach them.
+    """
+
+    def __init__(self, width: int, modes: int) -> None:
+        super().__init__()
+        self.charges = nn.Linear(width, 1)
+        self.modes = nn.Linear(width, modes)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +100,7 @@ class EpochResult:
         epochs: Of the whole run.
         loss: Mean training loss.
         mae: Validation MAE of the averaged weights, property key to value in its evaluation unit.
-        mmff_mae: The same from force-field geometries; empty where there are none.
+        others: The same from the geometries of cheaper methods, by their kind ("mmff", "xtb"), where there are any.
         molecules_per_second: Of training, validation left out.
         peak_share: Floating-point operations of the matrix products, over what the device can do at most.
         seconds: Of the epoch.
@@ -78,7 +111,7 @@ class EpochResult:
     epochs: int
     loss: float
     mae: dict[str, float]
-    mmff_mae: dict[str, float]
+    others: dict[str, dict[str, float]]
     molecules_per_second: float
     peak_share: float
     seconds: float
@@ -150,12 +183,15 @@ class Learner(pl.LightningModule):
         config: The settings.
         molecules: All molecules; positions in Å, the twelve properties in default units.
         splits: Their split; "train" is learned from, "choose" validates.
-        geometries: Force-field geometries of the same molecules; None to learn from the DFT geometries alone.
+        geometries: Geometries of the same molecules by cheaper methods; none to learn from the DFT geometries alone.
+            Of a molecule that several of them know, the later ones come more often.
+        auxiliary: Charges and vibrations of the same molecules to learn beside their properties.
         on_epoch: Called after every epoch.
         on_step: Called after every step with the steps done and to do, and the loss.
 
     Attributes:
         network: The network that is trained.
+        readouts: What reads charges and vibrations from it.
         loss_weights: Weight of each output in the loss.
         averaged: The exponential moving average of its weights, which is validated and shipped.
         baseline: Fitted on the training molecules only.
@@ -169,7 +205,8 @@ class Learner(pl.LightningModule):
         config: TrainConfig,
         molecules: Molecules,
         splits: dict[str, NDArray[np.int64]],
-        geometries: Geometries | None = None,
+        geometries: Sequence[Geometries] = (),
+        auxiliary: Auxiliary | None = None,
         on_epoch: Callable[[EpochResult], None] | None = None,
         on_step: Callable[[int, int, float], None] | None = None,
     ) -> None:
@@ -179,21 +216,25 @@ class Learner(pl.LightningModule):
         self.on_epoch_call, self.on_step_call = on_epoch, on_step
         self.training_set = molecules.select(splits["train"])
         self.validation_set = molecules.select(splits["choose"])
-        self.other_validation_set = None
         centered = center(self.training_set.numbers, self.training_set.positions, self.training_set.offsets)
         composition = compose(self.training_set.numbers, centered, self.training_set.offsets)
         self.positions = centered.astype(np.float32)
-        self.other_positions = self.positions
-        if geometries is not None:
-            others = dataclasses.replace(molecules, positions=geometries.positions)
-            learned = others.select(splits["train"])
-            self.other_positions = center(learned.numbers, learned.positions, learned.offsets).astype(np.float32)
-            self.other_validation_set = others.select(splits["choose"][geometries.found[splits["choose"]]])
+        self.others: list[tuple[NDArray[np.float32], NDArray[np.bool_]]] = []
+        self.other_validation_sets: dict[str, Molecules] = {}
+        for other in geometries:
+            moved = dataclasses.replace(molecules, positions=other.positions)
+            learned = moved.select(splits["train"])
+            positions = center(learned.numbers, learned.positions, learned.offsets).astype(np.float32)
+            self.others.append((positions, other.found[splits["train"]]))
+            if other.found[splits["choose"]].any():
+                self.other_validation_sets[other.kind] = moved.select(splits["choose"][other.found[splits["choose"]]])
         self.baseline = Baseline.fit(self.training_set.targets, composition)
         self.labels = torch.from_numpy(self.baseline.remove(self.training_set.targets, composition)).float()
         self.network = EGNN(config.model)
         self.network.scales.copy_(torch.from_numpy(self.baseline.scales))
         self.averaged = copy.deepcopy(self.network).requires_grad_(False)
+        self.charges, self.modes = _normalize(auxiliary, molecules, splits["train"])
+        self.readouts = Readouts(config.model.node_width, max(1, self.modes.shape[1]))
         weights = torch.tensor([getattr(config.loss, key) for key in LATENTS])
         self.register_buffer("loss_weights", weights, persistent=False)
         self.repeated = _repeat(self.training_set)
@@ -237,7 +278,7 @@ class Learner(pl.LightningModule):
             if parameter.ndim == 2 and min(parameter.shape) >= _MATRIX_SIZE and not name.startswith("embedding")
         ]
         known = {id(matrix) for matrix in matrices}
-        rest = [parameter for parameter in self.network.parameters() if id(parameter) not in known]
+        rest = [parameter for parameter in self.trained if id(parameter) not in known]
         matrices.sort(key=torch.numel, reverse=True)
         shares = [share for first in range(_MUONS) if (share := matrices[first::_MUONS])]
         decay = config.weight_decay
@@ -265,13 +306,13 @@ class Learner(pl.LightningModule):
     def training_step(self, batch: NDArray[np.int64] | Prepared, batch_index: int) -> None:
         """Find the gradients, clip, step, average."""
         loss, gradients = self._differentiate(batch) if isinstance(batch, tuple) else self._gather(batch)
-        parameters = list(self.network.parameters())
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        for parameter, gradient in zip(self.trained, gradients, strict=True):
             parameter.grad = gradient
-        torch.nn.utils.clip_grad_norm_(parameters, self.config.clip, foreach=True)
+        nn.utils.clip_grad_norm_(self.trained, self.config.clip, foreach=True)
         self._step()
         decay = min(self.config.ema_decay, (1 + self.global_step) / (10 + self.global_step))
-        torch._foreach_lerp_(list(self.averaged.parameters()), [p.detach() for p in parameters], 1.0 - decay)
+        parameters = [parameter.detach() for parameter in self.network.parameters()]
+        torch._foreach_lerp_(list(self.averaged.parameters()), parameters, 1.0 - decay)
         self.losses.append(loss)
         report = self.device.type == "cpu" or self.global_step % _STEPS_BETWEEN_REPORTS == 0
         if self.on_step_call is not None and report:
@@ -304,6 +345,12 @@ class Learner(pl.LightningModule):
         rest.step()  # the one that the trainer counts
 
     @property
+    def trained(self) -> list[nn.Parameter]:
+        """All parameters that have gradients."""
+        used = [self.readouts.charges] * bool(self.charges.numel()) + [self.readouts.modes] * bool(self.modes.numel())
+        return [*self.network.parameters(), *(parameter for part in used for parameter in part.parameters())]
+
+    @property
     def workers(self) -> int:
         """Threads that share a batch: each runs whole operations on its own core, which beats splitting each one."""
         return self.threads if self.device.type == "cpu" else 1
@@ -316,26 +363,29 @@ class Learner(pl.LightningModule):
             raise TrainingError(f"the loss is {loss} in epoch {self.current_epoch + 1}", "Try a smaller --lr.")
         torch.set_num_threads(self.threads)
         mae = self._validate(self.validation_set)
-        mmff_mae = self._validate(self.other_validation_set) if self.other_validation_set is not None else {}
-        if not np.isfinite([*mae.values(), *mmff_mae.values()]).all():
+        others = {kind: self._validate(molecules) for kind, molecules in self.other_validation_sets.items()}
+        if not np.isfinite([value for errors in (mae, *others.values()) for value in errors.values()]).all():
             raise TrainingError(f"the weights are not finite in epoch {self.current_epoch + 1}", "Try a smaller --lr.")
         total = time.monotonic() - self.started
         rate = len(self.repeated) / seconds
         share = rate * self.operations / self.peak
         epoch = self.current_epoch + 1
         left = total * (self.config.epochs - epoch)
-        result = EpochResult(epoch, self.config.epochs, loss, mae, mmff_mae, rate, share, total, left)
+        result = EpochResult(epoch, self.config.epochs, loss, mae, others, rate, share, total, left)
         self.history.append(result)
         logged = {"loss": loss, "lr": self._rate(self.global_step)}
         logged |= {"molecules_per_second": rate, "peak_share": share}
         logged |= {f"valid_{key}": value for key, value in mae.items()}
-        self.log_dict(logged | {f"mmff_{key}": value for key, value in mmff_mae.items()})
+        for kind, errors in others.items():
+            logged |= {f"{kind}_{key}": value for key, value in errors.items()}
+        self.log_dict(logged)
         if self.on_epoch_call is not None:
             self.on_epoch_call(result)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the finished epochs with the weights."""
-        checkpoint["history"] = [[r.epoch, r.epochs, r.loss, r.mae, *dataclasses.astuple(r)[4:]] for r in self.history]
+        fields = [field.name for field in dataclasses.fields(EpochResult)]
+        checkpoint["history"] = [[getattr(result, name) for name in fields] for result in self.history]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Bring the finished epochs back."""
@@ -356,19 +406,21 @@ class Learner(pl.LightningModule):
         return self._differentiate(self._look_up(batch))
 
     def _differentiate(self, prepared: Prepared) -> tuple[Tensor, tuple[Tensor, ...]]:
-        graph, labels, minima = prepared
-        labels, minima = (target.to(self.device, non_blocking=True) for target in (labels, minima))
-        loss = self._loss(graph.to(self.device), labels, minima)
-        return loss.detach(), torch.autograd.grad(loss, list(self.network.parameters()))
+        graph, *targets = prepared
+        moved = (target.to(self.device, non_blocking=True) for target in targets)
+        loss = self._loss(Prepared(graph.to(self.device), *moved))
+        return loss.detach(), torch.autograd.grad(loss, self.trained)
 
     def _prepare(self, batch: NDArray[np.int64]) -> Prepared:
         """Look up a batch, in memory from which a GPU can fetch it by itself."""
-        graph, labels, minima = self._look_up(batch)
-        pinned = self.device.type == "cuda"
-        return (graph.pin(), labels.pin_memory(), minima.pin_memory()) if pinned else (graph, labels, minima)
+        prepared = self._look_up(batch)
+        if self.device.type != "cuda":
+            return prepared
+        graph, *targets = prepared
+        return Prepared(graph.pin(), *(target.pin_memory() for target in targets))
 
     def _draw_geometries(self) -> None:
-        """Choose the geometry of every molecule for this epoch: DFT's, the force field's, or a jittered one between."""
+        """Choose the geometry of every molecule for this epoch: DFT's, a cheaper one, or a jittered one between."""
         rng = np.random.default_rng([self.config.seed, self.batches.epoch, 1])
         count = len(self.training_set)
         choice = rng.random(count, dtype=np.float32)
@@ -378,22 +430,35 @@ class Learner(pl.LightningModule):
         steps[between] = rng.random(int(between.sum()), dtype=np.float32) * 1.2
         sizes = np.diff(self.training_set.offsets)
         factors = np.repeat(steps, sizes)[:, None]
-        inputs = self.positions + factors * (self.other_positions - self.positions)
+        inputs = self.positions + factors * (self._draw_others(rng) - self.positions)
         jittered = np.repeat(between, sizes)
         inputs[jittered] += self.config.jitter * rng.standard_normal((int(jittered.sum()), 3), dtype=np.float32)
         centered = center(self.training_set.numbers, inputs, self.training_set.offsets)
         inputs[jittered] = centered[jittered]
         self.inputs = inputs
 
+    def _draw_others(self, rng: np.random.Generator) -> NDArray[np.float32]:
+        """Return a geometry by a cheaper method of every molecule, or DFT's where there is none [N, 3]."""
+        drawn = self.positions
+        for number, (positions, found) in enumerate(self.others):
+            taken = found if number == 0 else found & (rng.random(len(found)) < _LATER_SHARE)
+            drawn = np.where(np.repeat(taken, np.diff(self.training_set.offsets))[:, None], positions, drawn)
+        return drawn
+
     def _look_up(self, batch: NDArray[np.int64]) -> Prepared:
-        """Return graph, labels and DFT positions of the training molecules at these positions."""
+        """Return what a step needs of the training molecules at these positions."""
         atoms, offsets = self.training_set.locate(batch)
         graph = build_graph(self.training_set.numbers[atoms], self.inputs[atoms], offsets, self.config.model.cutoff)
-        return graph, self.labels[torch.from_numpy(batch)], torch.from_numpy(self.positions[atoms])
+        rows = torch.from_numpy(batch)
+        charges = self.charges[torch.from_numpy(atoms)] if self.charges.numel() else self.charges
+        modes = self.modes[rows] if self.modes.numel() else self.modes
+        return Prepared(graph, self.labels[rows], torch.from_numpy(self.positions[atoms]), charges, modes)
 
-    def _loss(self, graph: Graph, labels: Tensor, minima: Tensor) -> Tensor:
+    def _loss(self, prepared: Prepared) -> Tensor:
         """Weighted mean of the absolute errors of the normalized outputs and of the gap, and the distance to DFT."""
-        outputs, refined = self.network(*graph.arguments())
+        graph, labels, minima, charges, modes = prepared
+        encoding = self.network.encode(*graph.arguments())
+        outputs, refined = self.network.read(encoding, graph.molecules, graph.molecule_count), encoding.positions
         scales = self.network.scales
         errors = outputs - labels
         moments = graph.numbers * (refined.detach().square() - minima.square()).sum(dim=1) / BOHR_ANGSTROM**2
@@ -404,6 +469,12 @@ class Learner(pl.LightningModule):
         loss: Tensor = total / (self.loss_weights.sum() + self.config.loss.gap)
         if self.config.model.refine_layers:
             loss = loss + self.config.shift_weight * _misplacement(refined, minima, graph, self._tolerance)
+        if charges.numel():
+            read = self.readouts.charges(encoding.h)[:, 0]
+            loss = loss + self.config.charge_weight * (read - charges).abs().mean()
+        if modes.numel():
+            counted = sum_atoms(self.readouts.modes(encoding.h), graph.molecules, graph.molecule_count)
+            loss = loss + self.config.vibration_weight * (counted - modes).abs().mean()
         return loss
 
     @property
@@ -418,7 +489,7 @@ class Learner(pl.LightningModule):
     def _stop(self, parts: list[NDArray[np.int64]], losses: list[Tensor]) -> None:
         """Name the molecules of a batch whose loss is not finite."""
         bad = np.concatenate([part for part, loss in zip(parts, losses, strict=True) if not torch.isfinite(loss)])
-        graph, labels, _ = self._look_up(bad)
+        graph, labels = self._look_up(bad)[:2]
         with torch.no_grad():
             finite = torch.isfinite(self.network(*graph.arguments())[0] - labels).all(dim=1).cpu().numpy()
         ids = self.training_set.ids[bad if finite.all() else bad[~finite]]
@@ -441,6 +512,30 @@ def _misplacement(refined: Tensor, minima: Tensor, graph: Graph, tolerance: floa
         for x in (refined, minima)
     )
     return moves + _soften((found - wanted).square(), tolerance).mean()
+
+
+def _normalize(
+    auxiliary: Auxiliary | None, molecules: Molecules, rows: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """Return charges [N] and modes [M, K] of the molecules at `rows`, less what their elements tell, in their spreads.
+
+    Without auxiliary data, and for what is the same everywhere, there are none: [0], [M, 0].
+    """
+    if auxiliary is None:
+        return torch.empty(0), torch.empty(len(rows), 0)
+    atoms, offsets = molecules.locate(rows)
+    elements = np.equal.outer(molecules.numbers[atoms], list(ELEMENTS)).astype(np.float64)
+    charges = auxiliary.charges[atoms] - elements @ (
+        elements.T @ auxiliary.charges[atoms] / np.maximum(elements.sum(axis=0), 1.0)
+    )
+    composition = np.column_stack([np.add.reduceat(elements, offsets[:-1]), np.ones(len(rows))])
+    modes = auxiliary.count_modes()[rows]
+    modes = modes - composition @ np.linalg.lstsq(composition, modes, rcond=None)[0]
+    modes = modes[:, modes.std(axis=0) > _LEAST_SPREAD]
+    return (
+        torch.from_numpy(charges / max(charges.std(), _LEAST_SPREAD)).float(),
+        torch.from_numpy(modes / modes.std(axis=0)).float(),
+    )
 
 
 def _soften(squares: Tensor, tolerance: float) -> Tensor:

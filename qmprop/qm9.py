@@ -52,6 +52,11 @@ _KNOWN_ROWS: Final[Mapping[int, Mapping[str, float]]] = {
 }
 
 
+def is_whole_qm9(dataset: Dataset) -> bool:
+    """Return whether a data set is QM9, all of it, whose geometries by other methods are known."""
+    return dataset.name == "qm9" and len(dataset) == QM9_SIZE
+
+
 def load_data(
     data: str | Path, *, units: str | Iterable[str] | Mapping[str, str] | None = None, progress: Progress | None = None
 ) -> Dataset:
@@ -73,7 +78,7 @@ def load_data(
     if not is_cache(path):
         return load_labeled(path, units=units)
     dataset = read_cache(path)
-    if dataset.name == "qm9" and len(dataset) == QM9_SIZE:
+    if is_whole_qm9(dataset):
         _verify_qm9(dataset)
     return dataset
 
@@ -130,20 +135,34 @@ def read_smiles(ids: Iterable[int]) -> dict[int, str]:
     """
     wanted = set(ids)
     smiles: dict[int, str] = {}
-    for file in _find_qm9pack_files("it has the SMILES"):
+    for number, (text,) in read_cells(["SMILES"], "it has the SMILES"):
+        if number in wanted:
+            smiles[number] = text
+            if len(smiles) == len(wanted):
+                break
+    return smiles
+
+
+def read_cells(columns: Sequence[str], reason: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the gdb number of each molecule in the files of `qm9pack`, and what these columns say of it.
+
+    Args:
+        columns: Names of the columns.
+        reason: What `qm9pack` is needed for, said where it is missing.
+
+    Raises:
+        DataError: `qm9pack` is missing or not what it should be.
+    """
+    for file in _find_qm9pack_files(reason):
         try:
             with file.open(encoding="utf-8", newline="") as lines:
                 reader = csv.reader(lines)
                 header = next(reader, [])
-                index, column = header.index("Index"), header.index("SMILES")
+                index, *places = (header.index(name) for name in ("Index", *columns))
                 for row in reader:
-                    if (number := int(row[index])) in wanted:
-                        smiles[number] = row[column]
-                        if len(smiles) == len(wanted):
-                            return smiles
+                    yield int(row[index]), [row[place] for place in places]
         except (ValueError, IndexError, OSError, csv.Error) as error:
             raise _unexpected(file, error) from error
-    return smiles
 
 
 def split_qm9(n: int = QM9_SIZE) -> dict[str, NDArray[np.int64]]:
@@ -172,7 +191,7 @@ def split_other(n: int) -> dict[str, NDArray[np.int64]]:
 
 def split_data(dataset: Dataset) -> dict[str, NDArray[np.int64]]:
     """Return EGNN's split for the whole of QM9 and `split_other` for anything else."""
-    if dataset.name == "qm9" and len(dataset) == QM9_SIZE:
+    if is_whole_qm9(dataset):
         return split_qm9()
     return split_other(len(dataset))
 
@@ -241,12 +260,12 @@ def _read_csv(file: Path) -> Iterator[tuple[NDArray[Any], ...]]:
             sizes = np.array([row[coordinates].count(",") + 1 for row in rows])
             if (sizes != 3 * counts).any():
                 raise ValueError(f"gdb {ids[np.argmax(sizes != 3 * counts)]} has not three coordinates per element")
-            positions = _parse_numbers([row[coordinates] for row in rows], int(sizes.sum())).reshape(-1, 3)
-            targets = _parse_numbers([",".join(row[label] for label in labels) for row in rows], 12 * len(rows))
+            positions = parse_numbers([row[coordinates] for row in rows], int(sizes.sum())).reshape(-1, 3)
+            targets = parse_numbers([",".join(row[label] for label in labels) for row in rows], 12 * len(rows))
             yield ids, counts, numbers, positions.astype(np.float32), targets.reshape(-1, 12) * _QM9_FACTORS
 
 
-def _parse_numbers(cells: Sequence[str], count: int) -> NDArray[np.float64]:
+def parse_numbers(cells: Sequence[str], count: int) -> NDArray[np.float64]:
     """Return the `count` numbers in cells such as "[[1.,-.5],[7.E-6,2]]", which are no valid JSON."""
     text = ",".join(cells).translate(_BRACKETS)
     values = np.array(text.split(","), dtype=np.float64)

@@ -20,14 +20,15 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import qmprop
-from qmprop.calibration import FEWEST, fit_trust, limit_splits, load_kinds, shorten, write_calibrated, write_measured
+from qmprop.auxiliary import Auxiliary, load_auxiliary
+from qmprop.calibration import FEWEST, fit_trust, limit_splits, load_others, shorten, write_calibrated, write_measured
 from qmprop.config import TrainConfig
 from qmprop.datasets import Dataset as Molecules
 from qmprop.errors import ConfigError, DataError, OutputError, TrainingError
-from qmprop.geometries import Geometries, load_geometries
+from qmprop.geometries import Geometries, load_cheap
 from qmprop.learning import EpochResult, Learner
 from qmprop.model import Model, choose_device, load_model, save_model
-from qmprop.qm9 import QM9_SIZE, load_data, split_data
+from qmprop.qm9 import load_data, split_data
 from qmprop.targets import DEFAULT_KEYS, TARGETS
 
 WEIGHTS_FILE: Final = "weights.safetensors"
@@ -90,8 +91,8 @@ def train(
     start = _load_start(config)
     _open_folder(folder, config, molecules, splits, resume)
     pl.seed_everything(config.seed, workers=False, verbose=False)
-    minima = _load_minima(config, molecules, splits, on_load)
-    module = Learner(config, molecules, splits, minima, on_epoch, on_step)
+    others = _load_others(config, molecules, splits, on_load)
+    module = Learner(config, molecules, splits, others, _load_auxiliary(config, molecules), on_epoch, on_step)
     if start is not None:
         module.start_from(start.network)
     _run(module, folder, chosen, resume)
@@ -103,7 +104,7 @@ def train(
     splits = limit_splits(splits, config.limit)
     if len(splits["calibrate"]) >= FEWEST:
         model = load_model(weights, device=str(chosen))
-        trust, facts = fit_trust(model, molecules, splits, load_kinds(molecules, splits), on_calibrate)
+        trust, facts = fit_trust(model, molecules, splits, load_others(molecules, splits), on_calibrate)
         write_calibrated(weights, model, trust, facts, molecules)
     else:
         write_measured(weights, load_model(weights, device=str(chosen)), molecules)
@@ -123,18 +124,20 @@ def _load_start(config: TrainConfig) -> Model | None:
     return model
 
 
-def _load_minima(
+def _load_others(
     config: TrainConfig,
     molecules: Molecules,
     splits: dict[str, NDArray[np.int64]],
     on_load: Callable[[int, int], None] | None,
-) -> Geometries | None:
-    """Return the force-field geometries of the molecules to learn from; only those of the whole of QM9 are known."""
-    if molecules.name != "qm9" or len(molecules) != QM9_SIZE or config.force_field_share == 0.0:
-        return None
-    return load_geometries(
-        "mmff", molecules, rows=np.concatenate([splits["train"], splits["choose"]]), progress=on_load
-    )
+) -> tuple[Geometries, ...]:
+    """Return the geometries of cheaper methods of the molecules to learn from and to validate with."""
+    if config.force_field_share == 0.0:
+        return ()
+    return load_cheap(molecules, np.concatenate([splits["train"], splits["choose"]]), progress=on_load)
+
+
+def _load_auxiliary(config: TrainConfig, molecules: Molecules) -> Auxiliary | None:
+    return load_auxiliary(molecules) if config.charge_weight + config.vibration_weight > 0.0 else None
 
 
 def _run(module: Learner, folder: Path, device: torch.device, resume: bool) -> None:

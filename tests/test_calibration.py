@@ -16,11 +16,12 @@ from samples import QM9_20, TINY, make_model, read_dataset
 
 from qmprop import calibration, datasets, training
 from qmprop.__main__ import run
-from qmprop.calibration import FEWEST, calibrate, load_kinds
+from qmprop.calibration import FEWEST, calibrate, load_others
 from qmprop.config import TrainConfig
 from qmprop.datasets import Dataset
 from qmprop.errors import DataError, OutputError, WeightsError
 from qmprop.evaluation import evaluate
+from qmprop.geometries import Geometries
 from qmprop.model import Model, load_model, save_model
 from qmprop.qm9 import split_other
 from qmprop.targets import DEFAULT_KEYS
@@ -255,15 +256,29 @@ def test_a_damaged_calibration_can_be_made_anew(trained: Trained, tmp_path: Path
     assert path.read_bytes() == trained.calibrated.read_bytes()
 
 
-def test_force_field_geometries_are_asked_of_qm9_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_geometries_to_calibrate_on_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(calibration, "QM9_SIZE", 20)
-    monkeypatch.setattr(calibration, "load_geometries", lambda kind, molecules, *, rows: asked.append((kind, rows)))
-    molecules, splits = dataclasses.replace(read_dataset(), name="qm9"), split_other(20)
-    for other in (read_dataset(), molecules.select(slice(19))):
-        assert load_kinds(other, splits) is None
-    assert asked == []
-    load_kinds(molecules, splits)
-    ((kind, rows),) = asked
-    assert kind == "mmff"
-    assert sorted(rows) == sorted(np.concatenate([splits[name] for name in ("train", "choose", "calibrate")]))
+    monkeypatch.setattr(calibration, "load_cheap", lambda molecules, rows: asked.append(rows))
+    splits = split_other(20)
+    load_others(read_dataset(), splits)
+    assert sorted(asked[0]) == sorted(np.concatenate([splits[name] for name in ("train", "choose", "calibrate")]))
+
+
+def test_geometries_that_some_molecules_have_calibrate_with_those(trained: Trained) -> None:
+    """The force field knows all but one to choose, the other method a few to choose and to calibrate, a third none."""
+    molecules, splits = trained.molecules, split_other(COUNT)
+    found = np.ones(COUNT, dtype=bool), np.zeros(COUNT, dtype=bool), np.zeros(COUNT, dtype=bool)
+    found[0][splits["choose"][0]] = False
+    few = np.concatenate([splits["choose"][:30], splits["calibrate"][:20]])
+    found[1][few] = True
+    moved = (molecules.positions * 1.02).astype(np.float32)
+    others = [Geometries(kind, moved, known, {}) for kind, known in zip(("mmff", "xtb", "none"), found, strict=True)]
+    model = load_model(trained.bare, device="cpu")
+    told: list[tuple[int, int]] = []
+    trust, facts = calibration.fit_trust(model, molecules, splits, others, lambda *numbers: told.append(numbers))
+    assert facts["geometries"] == ["dft", "mmff", "xtb"]
+    assert list(facts["false_alarms"]) == ["dft", "mmff", "xtb"]
+    samples = [3 * FEWEST - 1 + 30, 2 * FEWEST + 20, len(splits["train"])]  # distorted ones, too
+    assert told[-1] == (sum(samples), sum(samples))
+    alone, _ = calibration.fit_trust(model, molecules, splits)
+    assert not np.array_equal(trust.quantiles, alone.quantiles[: len(trust.quantiles)])

@@ -21,11 +21,13 @@ from qmprop import evaluation, geometries, qm9
 from qmprop.__main__ import run
 from qmprop.datasets import Dataset
 from qmprop.errors import DataError
-from qmprop.geometries import load_geometries, minimize_dataset, rmsd, superpose
+from qmprop.geometries import load_cheap, load_geometries, minimize_dataset, rmsd, superpose
 from qmprop.model import save_model
 
 #: Rows of QM9 that the tests minimize; the second needs its SMILES.
 ROWS = [20, 104, 300, 301, 5000]
+#: So many molecules of the parts of the split that are learned and calibrated from have bundled GFN2-xTB minima.
+XTB_SIZES = {"train": 3000, "choose": 800, "calibrate": 1000}
 #: Four different atoms' places that no rotation turns into their mirror image.
 CHIRAL = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]])
 seeds = st.integers(0, 2**32 - 1)
@@ -90,11 +92,9 @@ def filled(full: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundled(full: Dataset) -> geometries.Geometries:
     """The GFN2-xTB minima that come with the package."""
-    rows = qm9.split_qm9()["test"][: geometries.XTB_SIZE]
     store = geometries._Store(full)
     (file,) = geometries._bundled_files("xtb")
     assert store.read(file) == ""
-    assert np.array_equal(np.sort(rows), np.flatnonzero(store.status != geometries._NOT_TRIED))
     return store.to_geometries("xtb")
 
 
@@ -228,6 +228,27 @@ class TestStore:
         assert store.to_geometries("mmff").positions[: len(positions)] == pytest.approx(stretched, abs=1e-4)
 
 
+class TestCheap:
+    def test_force_field_minima_are_those_asked_for_and_xtb_minima_those_bundled(
+        self, full: Dataset, cache: Path, bundled: geometries.Geometries, computed: list[int]
+    ) -> None:
+        """Whatever the cache files know beside that."""
+        row = int(np.flatnonzero(~bundled.found)[-1])
+        store = geometries._Store(full)
+        store.add(row, full.positions[slice(*full.offsets[row : row + 2])] * 1.01)
+        store.write(cache.with_name("qm9-xtb.cache"))
+        mmff, xtb = load_cheap(full, ROWS)
+        assert not computed
+        assert (mmff.kind, xtb.kind) == ("mmff", "xtb")
+        assert mmff.found[ROWS].any()
+        assert np.array_equal(xtb.found, bundled.found)
+        assert np.array_equal(xtb.positions, bundled.positions)
+
+    def test_other_data_have_none(self, full: Dataset) -> None:
+        for dataset in (read_dataset(), full.select(range(100))):
+            assert load_cheap(dataset, [0]) == ()
+
+
 class TestRefusals:
     def test_other_data(self, full: Dataset, cache: Path) -> None:
         for dataset in (read_dataset(), full.select(range(100))):
@@ -271,9 +292,19 @@ class fail_odd_molecules:  # noqa: N801  # stands for a function whose iterator 
 
 
 class TestXtb:
+    def test_first_molecules_of_each_part_of_the_split_are_bundled(
+        self, full: Dataset, bundled: geometries.Geometries
+    ) -> None:
+        tried = bundled.found | np.isin(full.ids, list(bundled.failures))
+        splits = qm9.split_qm9()
+        assert np.array_equal(np.flatnonzero(tried[splits["test"]]), np.arange(geometries.XTB_SIZE))
+        for part, fewest in XTB_SIZES.items():
+            assert tried[splits[part][:fewest]].all(), part
+            small = splits[part][full.heavy_atoms[splits[part]] <= 5]
+            assert tried[small].all(), part
+        assert bundled.found.sum() >= 0.99 * tried.sum()
+
     def test_bundled_minima_are_near_the_dft_geometries(self, full: Dataset, bundled: geometries.Geometries) -> None:
-        assert bundled.found.sum() + len(bundled.failures) == 1000
-        assert bundled.found.sum() >= 990
         rows = np.flatnonzero(bundled.found)
         near, dft = (replace(full, positions=x).select(rows) for x in (bundled.positions, full.positions))
         distances = rmsd(near.positions, dft.positions, dft.offsets)

@@ -33,6 +33,7 @@ LAYERS = (
         "library",
         "inference",
         "qm9",
+        "auxiliary",
         "minima",
         "geometries",
         "evaluation",

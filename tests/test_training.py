@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from samples import QM9_20, TINY, make_graph, read_dataset
 
 from qmprop import datasets, learning, qm9, training
+from qmprop.auxiliary import KNOTS, Auxiliary
 from qmprop.baseline import Baseline, center, compose
 from qmprop.config import ModelConfig, TrainConfig
 from qmprop.datasets import Dataset
@@ -141,7 +142,7 @@ def test_log_has_a_row_for_every_epoch(finished: Run) -> None:
         assert float(row["molecules_per_second"]) == pytest.approx(epoch.molecules_per_second, rel=1e-5)
         assert float(row["peak_share"]) == pytest.approx(epoch.peak_share, rel=1e-5)
         assert not [name for name in row if name.startswith("mmff_")], "there are no force-field geometries"
-        assert epoch.mmff_mae == {}
+        assert epoch.others == {}
     assert float(rows[-1]["lr"]) == 0.0
 
 
@@ -157,34 +158,26 @@ def test_both_geometries_are_validated_every_epoch(monkeypatch: pytest.MonkeyPat
     lost = split["choose"][-1]
     geometries.found[lost] = False
     monkeypatch.setattr(training, "split_data", lambda molecules: split)
-    monkeypatch.setattr(training, "_load_minima", lambda *arguments: geometries)
+    monkeypatch.setattr(training, "_load_others", lambda *arguments: (geometries,))
     finished = run(tmp_path, dataclasses.replace(CONFIG, epochs=2))
     for row, epoch in zip(read_log(tmp_path), finished.epochs, strict=True):
         for key in DEFAULT_KEYS:
             assert float(row[f"valid_{key}"]) == pytest.approx(epoch.mae[key], rel=1e-5)
-            assert float(row[f"mmff_{key}"]) == pytest.approx(epoch.mmff_mae[key], rel=1e-5)
-            assert epoch.mae[key] != epoch.mmff_mae[key]
+            assert float(row[f"mmff_{key}"]) == pytest.approx(epoch.others["mmff"][key], rel=1e-5)
+            assert epoch.mae[key] != epoch.others["mmff"][key]
     moved = dataclasses.replace(dataset, positions=geometries.positions).select(split["choose"][:-1])
     expected = measure(load_model(finished.result.weights, device="cpu"), moved)
     for key, error in expected.items():
-        assert finished.epochs[-1].mmff_mae[key] == pytest.approx(error.mae, rel=1e-5), key
+        assert finished.epochs[-1].others["mmff"][key] == pytest.approx(error.mae, rel=1e-5), key
 
 
 def test_geometries_of_the_molecules_to_learn_from_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(training, "QM9_SIZE", 20)
-    monkeypatch.setattr(training, "load_geometries", lambda kind, molecules, **options: asked.append((kind, options)))
-    molecules, splits = dataclasses.replace(read_dataset(), name="qm9"), qm9.split_other(20)
-    training._load_minima(CONFIG, molecules, splits, None)
-    ((kind, options),) = asked
-    assert kind == "mmff"
-    assert sorted(options["rows"]) == sorted([*splits["train"], *splits["choose"]])
-    for config, other in (
-        (dataclasses.replace(CONFIG, force_field_share=0.0), molecules),
-        (CONFIG, molecules.select(slice(19))),
-        (CONFIG, read_dataset()),
-    ):
-        assert training._load_minima(config, other, splits, None) is None
+    monkeypatch.setattr(training, "load_cheap", lambda molecules, rows, **options: asked.append(rows))
+    molecules, splits = read_dataset(), qm9.split_other(20)
+    training._load_others(CONFIG, molecules, splits, None)
+    assert sorted(asked[0]) == sorted([*splits["train"], *splits["choose"]])
+    assert training._load_others(dataclasses.replace(CONFIG, force_field_share=0.0), molecules, splits, None) == ()
     assert len(asked) == 1
 
 
@@ -198,7 +191,7 @@ def draw(*, epoch: int = 0, geometries: bool = True, threads: int = 1, **setting
         dataclasses.replace(CONFIG, **settings),
         dataset,
         {"train": np.arange(2000), "choose": np.arange(20)},
-        perturb(dataset) if geometries else None,
+        (perturb(dataset),) if geometries else (),
     )
     torch.set_num_threads(known)
     module.batches.set_epoch(epoch)
@@ -210,7 +203,7 @@ def draw(*, epoch: int = 0, geometries: bool = True, threads: int = 1, **setting
 def test_drawn_geometries_are_of_three_kinds() -> None:
     """Half are DFT's, a third the force field's, a sixth on the line through both, which ends a fifth behind it."""
     module = draw(jitter=0.0)
-    moves, lines = module.inputs - module.positions, module.other_positions - module.positions
+    moves, lines = module.inputs - module.positions, module.others[0][0] - module.positions
     starts = module.training_set.offsets[:-1]
     lengths = np.add.reduceat(np.square(lines).sum(axis=1), starts)
     steps = np.add.reduceat((moves * lines).sum(axis=1), starts) / lengths
@@ -248,6 +241,26 @@ def test_share_of_force_field_geometries() -> None:
     np.testing.assert_allclose(alone.inputs, alone.positions, atol=1e-5)
 
 
+def test_where_two_methods_know_a_molecule_the_second_comes_more_often() -> None:
+    dataset = dataclasses.replace(read_dataset(), ids=np.arange(20)).select(np.tile(np.arange(20), 200))
+    first, second = perturb(dataset), dataclasses.replace(perturb(dataset, seed=1), kind="xtb")
+    second.found[2000:] = False
+    first.found[-1000:] = False
+    config = dataclasses.replace(CONFIG, force_field_share=1.0)
+    splits = {"train": np.arange(4000), "choose": np.arange(20)}
+    module = learning.Learner(config, dataset, splits, (first, second))
+    module.pool.shutdown()
+    drawn = module._draw_others(np.random.default_rng(0))
+    taken = {}
+    for name, positions in (("dft", module.positions), *zip(("mmff", "xtb"), (x for x, _ in module.others), strict=True)):
+        same = np.add.reduceat(np.abs(drawn - positions).max(axis=1), module.training_set.offsets[:-1]) == 0.0
+        taken[name] = [same[:2000].mean(), same[2000:3000].mean(), same[3000:].mean()]
+    assert taken["mmff"] == [pytest.approx(0.25, abs=0.03), 1.0, 0.0]
+    assert taken["xtb"] == [pytest.approx(0.75, abs=0.03), 0.0, 0.0]
+    assert taken["dft"] == [0.0, 0.0, 1.0]
+    assert list(module.other_validation_sets) == ["mmff", "xtb"]
+
+
 def test_the_draw_depends_on_seed_and_epoch_only() -> None:
     first = draw(epoch=1).inputs
     assert np.array_equal(draw(epoch=1, threads=3).inputs, first)
@@ -262,16 +275,17 @@ def test_loss_of_r2_is_that_of_the_prediction(refine_layers: int) -> None:
     config = dataclasses.replace(
         CONFIG, shift_weight=0.0, force_field_share=1.0, model=dataclasses.replace(TINY, refine_layers=refine_layers)
     )
-    module = learning.Learner(config, dataset, {"train": np.arange(20), "choose": np.arange(1)}, perturb(dataset))
+    module = learning.Learner(config, dataset, {"train": np.arange(20), "choose": np.arange(1)}, (perturb(dataset),))
     module.pool.shutdown()
-    module.inputs = module.other_positions
+    module.inputs = module.others[0][0]
     module.loss_weights = torch.eye(len(LATENTS))[row]
-    graph, labels, minima = module._look_up(np.arange(20))
+    prepared = module._look_up(np.arange(20))
+    labels = prepared.labels
     with torch.no_grad():
-        outputs, refined = module.network(*graph.arguments())
+        outputs, refined = module.network(*prepared.graph.arguments())
         orbitals = [LATENTS.index("homo"), LATENTS.index("lumo")]
         labels[:, orbitals] = outputs[:, orbitals]  # so that the gap is right
-        loss = 2.0 * float(module._loss(graph, labels, minima))
+        loss = 2.0 * float(module._loss(prepared))
     given = dataclasses.replace(dataset, positions=module.inputs)
     predicted = predict_all(Model(module.network, module.baseline), given)
     errors = (predicted - dataset.targets)[:, DEFAULT_KEYS.index("r2")]
@@ -279,7 +293,7 @@ def test_loss_of_r2_is_that_of_the_prediction(refine_layers: int) -> None:
     plain = float((outputs - labels)[:, row].abs().mean())
     assert abs(loss - plain) > 0.01 * plain, "the geometry matters"
     if refine_layers == 0:
-        assert 2.0 * module._loss(graph, labels, refined).item() == pytest.approx(plain, rel=1e-5)
+        assert 2.0 * module._loss(prepared._replace(minima=refined)).item() == pytest.approx(plain, rel=1e-5)
 
 
 def test_loss_of_r2_for_a_stretched_hydrogen_molecule() -> None:
@@ -293,10 +307,11 @@ def test_loss_of_r2_for_a_stretched_hydrogen_molecule() -> None:
     labels = module.network(*graph.arguments())[0].detach()
     surplus = 2.0 * (0.40**2 - 0.37**2) / BOHR_ANGSTROM**2 / float(module.network.scales[row])
     total = (float(module.loss_weights.sum()) + config.loss.gap) / config.loss.r2
-    found = module._loss(graph, labels, torch.from_numpy(minima).float())
+    prepared = learning.Prepared(graph, labels, torch.from_numpy(minima).float(), torch.empty(0), torch.empty(1, 0))
+    found = module._loss(prepared)
     assert found.item() * total == pytest.approx(surplus, rel=1e-4)
     labels[:, row] += surplus
-    assert module._loss(graph, labels, torch.from_numpy(minima).float()).item() == pytest.approx(0.0, abs=1e-6)
+    assert module._loss(prepared).item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_loss_of_the_geometry() -> None:
@@ -324,18 +339,92 @@ def test_loss_of_the_geometry_has_its_weight() -> None:
     for weight in (0.0, 1.0, 3.0):
         torch.manual_seed(0)
         config = dataclasses.replace(CONFIG, shift_weight=weight)
-        module = learning.Learner(config, dataset, {"train": np.arange(20), "choose": np.arange(1)}, perturb(dataset))
+        module = learning.Learner(config, dataset, {"train": np.arange(20), "choose": np.arange(1)}, (perturb(dataset),))
         module.pool.shutdown()
-        module.inputs = module.other_positions
-        losses.append(module._loss(*module._look_up(np.arange(20))).item())
+        module.inputs = module.others[0][0]
+        losses.append(module._loss(module._look_up(np.arange(20))).item())
     assert losses[1] > losses[0] + 0.05
     assert losses[2] - losses[0] == pytest.approx(3.0 * (losses[1] - losses[0]), rel=1e-4)
+
+
+def make_auxiliary(dataset: Dataset) -> Auxiliary:
+    """Return charges and wavenumbers made up of the elements and of noise; all modes lie between two knots."""
+    rng = np.random.default_rng(3)
+    counts = 3 * np.diff(dataset.offsets) - 6
+    charges = 0.1 * dataset.numbers + 0.05 * rng.standard_normal(len(dataset.numbers))
+    wavenumbers = rng.uniform(KNOTS[1], KNOTS[2], size=counts.sum())
+    return Auxiliary(charges.astype(np.float32), wavenumbers.astype(np.float32), counts)
+
+
+def test_charges_and_modes_are_those_of_the_molecules_less_what_elements_tell() -> None:
+    dataset, rows = read_dataset(), np.array([7, 3, 11, 12, 13, 14, 15, 16, 17])
+    auxiliary = make_auxiliary(dataset)
+    module = learning.Learner(CONFIG, dataset, {"train": rows, "choose": np.arange(2)}, (), auxiliary)
+    module.pool.shutdown()
+    module._draw_geometries()
+    prepared = module._look_up(np.array([1, 0]))
+    atoms = dataset.select(rows[[1, 0]]).numbers
+    assert prepared.charges.shape == (len(atoms),)
+    learned = dataset.locate(rows)[0]
+    numbers, charges = dataset.numbers[learned], auxiliary.charges[learned].astype(float)
+    for number in np.unique(numbers):
+        charges[numbers == number] -= charges[numbers == number].mean()
+    expected = charges[module.training_set.locate(np.array([1, 0]))[0]] / charges.std()
+    np.testing.assert_allclose(prepared.charges, expected, atol=1e-5)
+    assert prepared.modes.shape == (2, 2), "at the other knots there is nothing to learn"
+    assert module.modes.std(dim=0, correction=0).tolist() == pytest.approx([1.0, 1.0])
+    sizes = torch.from_numpy(np.diff(module.training_set.offsets)).float()
+    assert float((module.modes.T @ sizes).abs().max()) < 1e-3, "what grows with the size is gone"
+
+
+@pytest.mark.parametrize("setting", ["charge_weight", "vibration_weight"])
+def test_losses_of_charges_and_modes_have_their_weights(setting: str) -> None:
+    """A readout of zeros is wrong by the mean of the labels; the network learns from what it is taught only."""
+    dataset = read_dataset()
+    losses = []
+    for weight in (0.0, 1.0):
+        torch.manual_seed(0)
+        config = dataclasses.replace(CONFIG, **{"charge_weight": 0.0, "vibration_weight": 0.0, setting: weight})
+        splits = {"train": np.arange(20), "choose": np.arange(1)}
+        module = learning.Learner(config, dataset, splits, (), make_auxiliary(dataset))
+        module.pool.shutdown()
+        module._draw_geometries()
+        losses.append(module._loss(module._look_up(np.arange(20))).item())
+    labels = module.charges if setting == "charge_weight" else module.modes
+    assert losses[1] - losses[0] == pytest.approx(labels.abs().mean().item(), rel=1e-4)
+    names = {id(parameter): name for name, parameter in module.readouts.named_parameters()}
+    loss, gradients = module._gradients(np.arange(20))
+    taught = {
+        names[id(parameter)]
+        for parameter, gradient in zip(module.trained, gradients, strict=True)
+        if id(parameter) in names and gradient.abs().max() > 0.0
+    }
+    part = "charges" if setting == "charge_weight" else "modes"
+    assert taught == {f"{part}.weight", f"{part}.bias"}
+
+
+def test_charges_are_learned_beside_the_properties(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The readouts are trained, resumed with the run, and left out of the weights file."""
+    monkeypatch.setattr(training, "load_auxiliary", make_auxiliary)
+    config = dataclasses.replace(CONFIG, epochs=4)
+    whole = run(tmp_path / "whole", config)
+    state = torch.load(tmp_path / "whole" / "last.ckpt", weights_only=True)["state_dict"]
+    assert state["readouts.charges.weight"].abs().max() > 0.0
+    assert state["readouts.modes.weight"].abs().max() > 0.0
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", config, on_step=interrupt_after(5))
+    resumed = run(tmp_path / "parts", config, resume=True)
+    assert resumed.result.weights.read_bytes() == whole.result.weights.read_bytes()
+    monkeypatch.undo()
+    assert run(tmp_path / "alone", config).result.weights.read_bytes() != whole.result.weights.read_bytes()
+    model = load_model(whole.result.weights, device="cpu")
+    assert not [name for name in model.network.state_dict() if "readout" in name]
 
 
 def test_network_learns_to_undo_a_perturbation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     dataset = read_dataset()
     geometries = perturb(dataset)
-    monkeypatch.setattr(training, "_load_minima", lambda *arguments: geometries)
+    monkeypatch.setattr(training, "_load_others", lambda *arguments: (geometries,))
     config = dataclasses.replace(
         CONFIG,
         **{"epochs": 60, "lr": 1e-2, "ema_decay": 0.9, "force_field_share": 1.0, "shift_weight": 10.0},
@@ -530,7 +619,7 @@ def test_a_folder_with_a_run_is_not_used_again(finished: Run, tmp_path: Path) ->
 def test_learning_rate_warms_up_and_reaches_zero() -> None:
     dataset = read_dataset()
     config = dataclasses.replace(CONFIG, epochs=50, warmup_steps=1000)
-    module = learning.Learner(config, dataset, qm9.split_other(20), None, None)
+    module = learning.Learner(config, dataset, qm9.split_other(20))
     rates = [module._rate(step) for step in range(50 * STEPS + 1)]
     module.pool.shutdown()
     warmup = 50 * STEPS // 20

@@ -14,11 +14,11 @@ import numpy as np
 import pytorch_lightning as pl
 from numpy.typing import NDArray
 
-from qmprop.calibration import fit_trust, load_kinds
+from qmprop.calibration import fit_trust, load_others
 from qmprop.config import TrainConfig
 from qmprop.datasets import Dataset
 from qmprop.evaluation import Details, evaluate
-from qmprop.geometries import load_geometries
+from qmprop.geometries import load_cheap
 from qmprop.learning import Learner
 from qmprop.model import Model, load_model, save_model
 from qmprop.qm9 import load_data, split_data
@@ -68,9 +68,9 @@ def distort(data: Dataset, model: Model, limit: int) -> None:
 def train_without_nine(data: Dataset, path: Path, epochs: int) -> None:
     """Train on the training molecules with eight heavy atoms or fewer."""
     splits = without_nine(data)
-    minima = load_geometries("mmff", data, rows=np.concatenate([splits["train"], splits["choose"]]))
+    others = load_cheap(data, np.concatenate([splits["train"], splits["choose"]]))
     pl.seed_everything(0, verbose=False)
-    learner = Learner(TrainConfig(epochs=epochs, batch_size=64), data, splits, minima, lambda result: print(result.mae))
+    learner = Learner(TrainConfig(epochs=epochs, batch_size=64), data, splits, others, lambda result: print(result.mae))
     trainer = pl.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, num_sanity_val_steps=0
     )
@@ -81,7 +81,7 @@ def train_without_nine(data: Dataset, path: Path, epochs: int) -> None:
 def judge_unknown(data: Dataset, model: Model, limit: int) -> None:
     """Print how well the score finds large errors among molecules larger than any trained on."""
     splits = without_nine(data)
-    trust, facts = fit_trust(model, data, splits, load_kinds(data, splits))
+    trust, facts = fit_trust(model, data, splits, load_others(data, splits))
     calibrated = Model(model.network, model.baseline, metadata={"data": data.name}, extras=trust.to_arrays())
     details = evaluate(weights=calibrated, data=data, limit=limit).details
     nine = details.counts[:, 1:].sum(axis=1) == 9
