@@ -197,7 +197,8 @@ def fit_trust(
             f"{molecules.name} has {len(splits['calibrate'])} molecules to calibrate on, {FEWEST} are needed"
         )
     choose, calibrate = (
-        {"dft": molecules.select(splits[part])} | {other.kind: _move(molecules, splits[part], other) for other in others}
+        {"dft": molecules.select(splits[part])}
+        | {other.kind: _move(molecules, splits[part], other) for other in others}
         for part in ("choose", "calibrate")
     )
     choose["distorted"] = _distort(molecules, splits["choose"], others)

@@ -514,9 +514,7 @@ def _misplacement(refined: Tensor, minima: Tensor, graph: Graph, tolerance: floa
     return moves + _soften((found - wanted).square(), tolerance).mean()
 
 
-def _normalize(
-    auxiliary: Auxiliary | None, molecules: Molecules, rows: NDArray[np.int64]
-) -> tuple[Tensor, Tensor]:
+def _normalize(auxiliary: Auxiliary | None, molecules: Molecules, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
     """Return charges [N] and modes [M, K] of the molecules at `rows`, less what their elements tell, in their spreads.
 
     Without auxiliary data, and for what is the same everywhere, there are none: [0], [M, 0].

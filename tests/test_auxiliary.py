@@ -59,9 +59,7 @@ def test_charges_are_neutral(full: Dataset, parsed: Auxiliary) -> None:
     assert np.abs(sums).max() < 0.02
 
 
-def test_cache_file_keeps_them(
-    full: Dataset, parsed: Auxiliary, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_file_keeps_them(full: Dataset, parsed: Auxiliary, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auxiliary, "_parse", None)
     again = load_auxiliary(full, cache_file=cache)
     assert again is not None
