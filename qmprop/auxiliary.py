@@ -74,7 +74,14 @@ def load_auxiliary(dataset: Dataset, *, cache_file: Path | None = None) -> Auxil
     try:
         return _read(cache_file, dataset)
     except DataError as error:  # missing, damaged, or of other data
-        auxiliary = _parse(dataset, error.message)
+        reason = error.message
+    try:
+        auxiliary = _parse(dataset, reason)
+    except DataError as error:
+        hint = (
+            f"Install qm9pack, copy {cache_file.name} from elsewhere, or set charge_weight and vibration_weight to 0."
+        )
+        raise DataError(error.message, hint) from error
     try:
         _write(cache_file, dataset, auxiliary)
     except OutputError as error:

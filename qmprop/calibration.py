@@ -89,6 +89,7 @@ def calibrate(
     device: str = "auto",
     on_load: Progress | None = None,
     on_progress: Progress | None = None,
+    on_measure: Progress | None = None,
 ) -> Model:
     """Calibrate a weights file, and measure on the test split what came of it.
 
@@ -99,6 +100,7 @@ def calibrate(
         device: "auto", "cpu", "cuda", ...
         on_load: Called while QM9 is parsed with the molecules done and to do.
         on_progress: Called with the molecules done and to do.
+        on_measure: The same of the measurement that follows, for each kind of geometry anew.
 
     Returns:
         The calibrated model.
@@ -118,10 +120,17 @@ def calibrate(
         raise DataError(f"{path} was not trained on {molecules.name}", "Give the training data with --data.")
     splits = limit_splits(split_data(molecules), _find_limit(model))
     trust, facts = fit_trust(model, molecules, splits, load_others(molecules, splits), on_progress)
-    return write_calibrated(target, model, trust, facts, molecules)
+    return write_calibrated(target, model, trust, facts, molecules, on_measure)
 
 
-def write_calibrated(path: Path, model: Model, trust: Trust, facts: dict[str, Any], molecules: Dataset) -> Model:
+def write_calibrated(
+    path: Path,
+    model: Model,
+    trust: Trust,
+    facts: dict[str, Any],
+    molecules: Dataset,
+    on_measure: Progress | None = None,
+) -> Model:
     """Write a model with its calibration and with its errors on the test split; return it as it can be loaded."""
     calibrated = Model(
         model.network,
@@ -130,16 +139,17 @@ def write_calibrated(path: Path, model: Model, trust: Trust, facts: dict[str, An
         extras=trust.to_arrays(),
         device=model.device,
     )
-    write_measured(path, calibrated, molecules)
+    write_measured(path, calibrated, molecules, on_measure)
     return load_model(path, device=str(model.device))
 
 
-def write_measured(path: Path, model: Model, molecules: Dataset) -> None:
+def write_measured(path: Path, model: Model, molecules: Dataset, on_measure: Progress | None = None) -> None:
     """Write a model with its errors on the test split of its training data, if that has one."""
     accuracy: dict[str, Any] = {}
     for kind in GEOMETRIES if is_whole_qm9(molecules) else GEOMETRIES[:1]:
         if len(split_data(molecules)["test"]):
-            report = evaluate(weights=model, data=molecules, geometry=kind, limit=_find_limit(model))
+            limit = _find_limit(model)
+            report = evaluate(weights=model, data=molecules, geometry=kind, limit=limit, on_progress=on_measure)
             accuracy[kind] = {"molecules": report.molecules, "outside": report.outside}
             for name in ("mae", "coverage"):
                 numbers = {key: getattr(errors, name) for key, errors in report.properties.items()}

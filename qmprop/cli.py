@@ -508,6 +508,7 @@ def train(
                 on_step=monitor.step,
                 on_epoch=monitor.epoch,
                 on_calibrate=monitor.calibrate,
+                on_measure=monitor.measure,
             )
     except ModuleNotFoundError as error:
         raise QmpropError(f"training needs {error.name}", "Install it with: pip install 'qmprop[train]'.") from error
@@ -551,8 +552,10 @@ def calibrate(
     from qmprop import console
     from qmprop.calibration import calibrate as run_calibration
 
-    with console.bars("Reading QM9", "Calibrating") as (load, advance):
-        model = run_calibration(weights, data=data, out=out, device=device, on_load=load, on_progress=advance)
+    with console.bars("Reading QM9", "Calibrating", "Measuring") as (load, advance, measure):
+        model = run_calibration(
+            weights, data=data, out=out, device=device, on_load=load, on_progress=advance, on_measure=measure
+        )
     console.print_note(f"calibrated weights {model.id} are in {out or weights}")
     return OK
 

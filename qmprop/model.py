@@ -32,12 +32,14 @@ from qmprop.egnn import EGNN, LATENTS
 from qmprop.errors import ConfigError, DeviceError, OutputError, WeightsError
 from qmprop.graph import build_graph, concatenate
 from qmprop.molecule import Molecule
-from qmprop.targets import ATOMIZATION_KEYS, DEFAULT_KEYS, TARGETS
+from qmprop.targets import ATOMIZATION_KEYS, DEFAULT_KEYS, ELEMENTS, TARGETS
 
 Array = NDArray[np.float64]
 
 BUNDLED: Final = "egnn-qm9"
 _FORMAT: Final = "qmprop-weights-1"
+#: Traits after the pooled features: logarithms of two lengths of moves, the outputs, and the composition.
+OTHER_TRAITS: Final = 2 + len(LATENTS) + len(ELEMENTS) + 1
 _EXTRA: Final = "calibration."  # what the names of a calibration's tensors begin with
 _MAX_FILE_SIZE: Final = 1 << 30
 _BATCH_ATOMS: Final = 1024
@@ -55,7 +57,7 @@ class Outcome:
         moves: From the given geometry to the refined one, in Å [N, 3].
         traits: What tells how well the network knows each molecule: mean, largest and smallest of its atoms' final
             features, logarithms of the root mean square and of the largest move of its atoms, the network's outputs,
-            and the composition [M, 3 F + 18].
+            and the composition [M, 3 F + `OTHER_TRAITS`].
     """
 
     values: Array
@@ -172,7 +174,7 @@ class Model:
 def _pool(
     h: NDArray[np.float32], moves: Array, outputs: Array, composition: Composition, offsets: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """Return the traits of M molecules, see `Outcome` [M, 3 F + 18]."""
+    """Return the traits of M molecules, see `Outcome` [M, 3 F + `OTHER_TRAITS`]."""
     starts, sizes = offsets[:-1], np.diff(offsets)[:, None]
     lengths = np.linalg.norm(moves, axis=1)
     root = np.sqrt(np.add.reduceat(np.square(lengths), starts) / sizes[:, 0])

@@ -24,7 +24,7 @@ _LABEL_WIDTH: Final = 26
 class TrainingMonitor:
     """Shows a run on a console: redrawn in place on a terminal, a line an epoch elsewhere.
 
-    Use it as a context manager and hand `load`, `step`, `epoch` and `calibrate` to `training.train`.
+    Use it as a context manager and hand `load`, `step`, `epoch`, `calibrate` and `measure` to `training.train`.
     """
 
     def __init__(self, console: Console) -> None:
@@ -69,6 +69,10 @@ class TrainingMonitor:
     def calibrate(self, done: int, total: int) -> None:
         """Show the molecules done and to do in the calibration that follows."""
         self._progress.update(self._task, description="Calibrating", completed=done, total=total, note="molecules")
+
+    def measure(self, done: int, total: int) -> None:
+        """Show the molecules done and to do in the measurement after that."""
+        self._progress.update(self._task, description="Measuring", completed=done, total=total, note="molecules")
 
     def epoch(self, result: EpochResult) -> None:
         """Add a finished epoch."""

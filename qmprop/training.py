@@ -57,6 +57,7 @@ def train(
     on_step: Callable[[int, int, float], None] | None = None,
     on_load: Callable[[int, int], None] | None = None,
     on_calibrate: Callable[[int, int], None] | None = None,
+    on_measure: Callable[[int, int], None] | None = None,
 ) -> TrainResult:
     """Train a network, calibrate it and write its weights file.
 
@@ -74,6 +75,7 @@ def train(
         on_step: Called after every step with the steps done and to do, and the loss.
         on_load: Called while QM9 is parsed with the molecules done and to do.
         on_calibrate: Called with the molecules done and to do during the calibration.
+        on_measure: The same of the measurement that follows, for each kind of geometry anew.
 
     Raises:
         ConfigError: `resume` with a configuration or data other than the run's, or a folder that holds no run; or
@@ -105,9 +107,9 @@ def train(
     if len(splits["calibrate"]) >= FEWEST:
         model = load_model(weights, device=str(chosen))
         trust, facts = fit_trust(model, molecules, splits, load_others(molecules, splits), on_calibrate)
-        write_calibrated(weights, model, trust, facts, molecules)
+        write_calibrated(weights, model, trust, facts, molecules, on_measure)
     else:
-        write_measured(weights, load_model(weights, device=str(chosen)), molecules)
+        write_measured(weights, load_model(weights, device=str(chosen)), molecules, on_measure)
     return TrainResult(folder, weights, module.last)
 
 

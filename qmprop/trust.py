@@ -20,7 +20,7 @@ from qmprop.errors import UsageError, WeightsError
 from qmprop.figures import HIGHEST_LEVEL, LOWEST_LEVEL
 from qmprop.graph import build_graph, concatenate
 from qmprop.limits import Limits
-from qmprop.model import Model
+from qmprop.model import OTHER_TRAITS, Model
 from qmprop.molecule import Molecule, find_flaws
 from qmprop.oddities import find_oddities
 from qmprop.records import Domain, Message
@@ -301,7 +301,7 @@ def load_trust(model: Model) -> Trust | None:
 
 def count_traits(model: Model) -> int:
     """Return the number of traits T that a model gives each molecule."""
-    return 3 * model.config.node_width + 18
+    return 3 * model.config.node_width + OTHER_TRAITS
 
 
 def check_level(level: float | None) -> float | None:
@@ -318,7 +318,7 @@ def check_level(level: float | None) -> float | None:
 
 def find_moves(traits: Traits) -> Array:
     """Return the logarithm of the root mean square move of each molecule's atoms [M]."""
-    return traits[:, -18].astype(np.float64)
+    return traits[:, -OTHER_TRAITS].astype(np.float64)
 
 
 def predict_scales(

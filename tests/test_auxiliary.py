@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,16 @@ def test_molecules_in_another_order_are_refused(full: Dataset, monkeypatch: pyte
     monkeypatch.setattr(auxiliary, "read_cells", swap)
     with pytest.raises(DataError, match="do not fit"):
         auxiliary._parse(full, "")
+
+
+def test_without_qm9pack_the_error_says_what_to_do(
+    full: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "qm9pack", None)
+    with pytest.raises(DataError, match="qm9pack, which is not installed") as caught:
+        load_auxiliary(full, cache_file=tmp_path / "some.cache")
+    assert "copy some.cache" in caught.value.hint
+    assert "charge_weight" in caught.value.hint
 
 
 def test_modes_are_shared_out_between_the_knots() -> None:

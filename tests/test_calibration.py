@@ -234,11 +234,15 @@ def test_an_interrupted_calibration_leaves_usable_weights(trained: Trained, tmp_
     assert load_trust(model) is None
     assert np.isfinite(model.predict([trained.molecules.molecule(0)])["u0"]).all()
     calls: list[tuple[int, int]] = []
+    measured: list[tuple[int, int]] = []
     train(
         CONFIG,
         **{"data": trained.data, "out_dir": tmp_path, "resume": True, "device": "cpu"},
         on_calibrate=lambda *call: calls.append(call),
+        on_measure=lambda *call: measured.append(call),
     )
+    count = len(split_other(COUNT)["test"])
+    assert measured[-1] == (count, count)
     assert weights.read_bytes() == trained.calibrated.read_bytes()
     assert calls[-1][0] == calls[-1][1], "all that was announced has been done"
     assert [done for done, _ in calls] == sorted({done for done, _ in calls})
