@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from qmprop.datasets import Dataset
-from qmprop.errors import DataError, OutputError
+from qmprop.errors import DataError, OutputError, UsageError
 from qmprop.evaluation import GEOMETRIES, evaluate
 from qmprop.geometries import Geometries, load_cheap
 from qmprop.graph import build_graph
 from qmprop.limits import Limits, learn_limits
-from qmprop.model import Model, find_weights, load_model, save_model
+from qmprop.model import Model, find_weights, join_models, load_model, save_model
 from qmprop.qm9 import is_whole_qm9, load_data, split_data
 from qmprop.targets import DEFAULT_KEYS, ELEMENTS
 from qmprop.topology import find_bonds, hash_graphs
@@ -82,7 +82,7 @@ class _Sample:
 
 
 def calibrate(
-    weights: str | Path,
+    weights: str | Path | Sequence[str | Path],
     *,
     data: str | Path = "qm9",
     out: str | Path | None = None,
@@ -94,9 +94,9 @@ def calibrate(
     """Calibrate a weights file, and measure on the test split what came of it.
 
     Args:
-        weights: The weights file, or bundled weights by name.
+        weights: The weights file, or bundled weights by name; several make an ensemble, which is to be calibrated.
         data: What the weights were trained on: "qm9", its compact cache, or a labeled extxyz file.
-        out: Where to write; None writes into the weights file itself.
+        out: Where to write; None writes into the weights file itself, which an ensemble has none of.
         device: "auto", "cpu", "cuda", ...
         on_load: Called while QM9 is parsed with the molecules done and to do.
         on_progress: Called with the molecules done and to do.
@@ -107,17 +107,21 @@ def calibrate(
 
     Raises:
         DataError: The data cannot be read, are not those of the training, or are too few.
-        WeightsError: The weights cannot be used.
+        WeightsError: The weights cannot be used, or not together.
         OutputError: The file cannot be written.
+        UsageError: There is no place to write an ensemble to.
     """
-    path = find_weights(weights)
-    target = path if out is None else Path(out)
+    paths = [find_weights(name) for name in ([weights] if isinstance(weights, str | Path) else weights)]
+    if out is None and len(paths) > 1:
+        raise UsageError("an ensemble needs a file of its own", "Name it with -o.")
+    target = paths[0] if out is None else Path(out)
     if not os.access(target.parent, os.W_OK):  # known before the work is done rather than after it
         raise OutputError(f"cannot write weights {target}", "Choose a folder that exists and can be written.")
-    model = load_model(path, device=device)
+    models = [load_model(path, device=device) for path in paths]
+    model = join_models(models) if len(models) > 1 else models[0]
     molecules = load_data(data, progress=on_load)
     if model.metadata.get("data_sha256") != molecules.sha256:
-        raise DataError(f"{path} was not trained on {molecules.name}", "Give the training data with --data.")
+        raise DataError(f"{paths[0]} was not trained on {molecules.name}", "Give the training data with --data.")
     splits = limit_splits(split_data(molecules), _find_limit(model))
     trust, facts = fit_trust(model, molecules, splits, load_others(molecules, splits), on_progress)
     return write_calibrated(target, model, trust, facts, molecules, on_measure)
@@ -133,8 +137,8 @@ def write_calibrated(
 ) -> Model:
     """Write a model with its calibration and with its errors on the test split; return it as it can be loaded."""
     calibrated = Model(
-        model.network,
-        model.baseline,
+        *(model.network, model.baseline),
+        others=model.networks[1:],
         metadata={**model.metadata, "calibration": facts},
         extras=trust.to_arrays(),
         device=model.device,
@@ -155,7 +159,7 @@ def write_measured(path: Path, model: Model, molecules: Dataset, on_measure: Pro
                 numbers = {key: getattr(errors, name) for key, errors in report.properties.items()}
                 accuracy[kind][name] = {key: shorten(value) for key, value in numbers.items() if value is not None}
     metadata = {**model.metadata, "accuracy": accuracy, "limits": _describe_limits(molecules)}
-    save_model(path, model.network, model.baseline, metadata, model.extras)
+    save_model(path, model.network, model.baseline, metadata, model.extras, model.networks[1:])
 
 
 def limit_splits(splits: dict[str, NDArray[np.int64]], limit: int | None) -> dict[str, NDArray[np.int64]]:
@@ -227,7 +231,9 @@ def fit_trust(
     farthest = np.quantile(np.abs(places - origin), 1.0 - _OUTLIERS, axis=0)
     steps = np.maximum(farthest / 127.0, 1e-6).astype(np.float32)
     weights, biases = _fit_scales(low, high, learned)
-    edges, quantiles = _find_quantiles(held, [predict_scales(low, high, weights, biases, s.traits) for s in held])
+    scales = [predict_scales(low, high, weights, biases, sample.traits) for sample in held]
+    moves = [find_moves(sample.traits, features) for sample in held]
+    edges, quantiles = _find_quantiles(held, scales, np.concatenate(moves))
     keys = _hash_molecules(molecules, splits["train"])
     order = np.argsort(keys, kind="stable")
     trust = Trust(
@@ -375,13 +381,12 @@ def _train_scales(traits: torch.Tensor, ratios: torch.Tensor, known: torch.Tenso
     return network.eval()
 
 
-def _find_quantiles(samples: Sequence[_Sample], scales: Sequence[Array]) -> tuple[Array, Array]:
+def _find_quantiles(samples: Sequence[_Sample], scales: Sequence[Array], moves: Array) -> tuple[Array, Array]:
     """Return the edges of the groups [G - 1] and the quantiles of |error| / scale in each [G, 12, L].
 
     With n errors in a group the quantile of a level is the ceil((n + 1) level)-th smallest, which holds at least that
     share of new ones.
     """
-    moves = np.concatenate([find_moves(sample.traits) for sample in samples])
     ratios = np.concatenate([sample.errors / scale for sample, scale in zip(samples, scales, strict=True)])
     groups = GROUPS if len(moves) >= GROUPS * FEWEST else 1
     edges = np.quantile(moves, np.arange(1, groups) / groups)

@@ -84,7 +84,7 @@ def _describe_trust(metadata: Mapping[str, Any]) -> dict[str, str]:
     facts = {}
     kinds = [GEOMETRY_NAMES[kind] for kind in _texts(calibration.get("geometries")) if kind in GEOMETRY_NAMES]
     if type(count := calibration.get("molecules")) is int:
-        geometries = f", {_join(kinds)} geometries of each" if kinds else ""
+        geometries = f", in {_join(kinds)} geometries" if kinds else ""
         facts["intervals"] = f"calibrated on {count:,} molecules that were never trained on{geometries}"
     alarms = _numbers(calibration.get("false_alarms"), GEOMETRY_NAMES, high=1.0)
     if alarms:

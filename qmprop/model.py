@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -44,6 +45,8 @@ _EXTRA: Final = "calibration."  # what the names of a calibration's tensors begi
 _MAX_FILE_SIZE: Final = 1 << 30
 _BATCH_ATOMS: Final = 1024
 _SMALL_MOVE: Final = 1e-4  # Å, below which all moves of atoms look alike
+_SMALL_SPREAD: Final = 1e-3  # the same of the normalized outputs of an ensemble's members
+_MEMBER: Final = re.compile(r"member([1-9][0-9]*)\.")  # what the names of a further member's tensors begin with
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +60,8 @@ class Outcome:
         moves: From the given geometry to the refined one, in Å [N, 3].
         traits: What tells how well the network knows each molecule: mean, largest and smallest of its atoms' final
             features, logarithms of the root mean square and of the largest move of its atoms, the network's outputs,
-            and the composition [M, 3 F + `OTHER_TRAITS`].
+            and the composition [M, 3 F + `OTHER_TRAITS`]; of an ensemble also the logarithms of the spread of its
+            members' outputs [10 more]. The features are those of its first member.
     """
 
     values: Array
@@ -83,7 +87,8 @@ class Model:
         name: File name without suffix.
         digest: SHA-256 of all that decides its predictions, hexadecimal.
         config: Shape of the network.
-        network: The network, in evaluation mode.
+        network: The network, in evaluation mode; of an ensemble the first.
+        networks: All networks, whose predictions are averaged.
         baseline: What is removed before and restored after it.
         metadata: What the file says about itself (training data, configuration, errors).
         extras: Further arrays of the file, by name: its calibration.
@@ -95,6 +100,7 @@ class Model:
         network: EGNN,
         baseline: Baseline,
         *,
+        others: Sequence[EGNN] = (),
         name: str = "unsaved",
         digest: str = "0" * 64,
         metadata: Mapping[str, Any] | None = None,
@@ -105,7 +111,8 @@ class Model:
         self.digest = digest
         self.config = network.config
         self.device = torch.device(device)
-        self.network = network.to(self.device).eval()
+        self.networks = tuple(member.to(self.device).eval() for member in (network, *others))
+        self.network = self.networks[0]
         self.baseline = baseline
         self.metadata = dict(metadata or {})
         self.extras = dict(extras or {})
@@ -151,13 +158,22 @@ class Model:
         centered = center(numbers, positions, offsets)
         graph = build_graph(numbers, centered, offsets, self.config.cutoff).to(self.device)
         with torch.inference_mode():
-            encoding = self.network.encode(*graph.arguments())
-            outputs = self.network.read(encoding, graph.molecules, graph.molecule_count).cpu().double().numpy()
-        refined = encoding.positions.cpu().double().numpy()
-        composition = compose(numbers, refined, offsets)
+            encodings = [network.encode(*graph.arguments()) for network in self.networks]
+            read = [
+                network.read(encoding, graph.molecules, graph.molecule_count).cpu().double().numpy()
+                for network, encoding in zip(self.networks, encodings, strict=True)
+            ]
+        geometries = [encoding.positions.cpu().double().numpy() for encoding in encodings]
+        compositions = [compose(numbers, geometry, offsets) for geometry in geometries]
+        values = np.mean([self.baseline.restore(*pair) for pair in zip(read, compositions, strict=True)], axis=0)
+        outputs, refined = np.mean(read, axis=0), np.mean(geometries, axis=0)
+        composition = compositions[0] if len(self.networks) == 1 else compose(numbers, refined, offsets)
         moves = refined - centered
-        traits = _pool(encoding.h.cpu().numpy(), moves, outputs, composition, offsets)
-        return Outcome(self.baseline.restore(outputs, composition), composition, refined, moves, traits)
+        traits = _pool(encodings[0].h.cpu().numpy(), moves, outputs, composition, offsets)
+        if len(self.networks) > 1:
+            spreads = np.log(np.std(read, axis=0) + _SMALL_SPREAD).astype(np.float32)
+            traits = np.concatenate([traits, spreads], axis=1)
+        return Outcome(values, composition, refined, moves, traits)
 
     def run_arrays(
         self, numbers: NDArray[Any], positions: NDArray[Any], offsets: NDArray[np.int64]
@@ -223,11 +239,45 @@ def load_model(name_or_path: str | Path = BUNDLED, *, device: str = "auto") -> M
         raise _damaged(path, str(error)) from error
     digest = _digest(header["architecture"], tensors)
     extras = {key: tensors.pop(key).numpy() for key in sorted(tensors) if key.startswith(_EXTRA)}
+    others = [_assemble(config, members, path)[0] for members in _split_members(tensors, path)]
     network, baseline = _assemble(config, tensors, path)
     if metadata.pop("sha256", None) != digest:
         raise _damaged(path, "its checksum is wrong")
     extras = {key.removeprefix(_EXTRA): array for key, array in extras.items()}
-    return Model(network, baseline, name=path.stem, digest=digest, metadata=metadata, extras=extras, device=chosen)
+    return Model(
+        *(network, baseline),
+        others=others,
+        name=path.stem,
+        digest=digest,
+        metadata=metadata,
+        extras=extras,
+        device=chosen,
+    )
+
+
+def join_models(models: Sequence[Model]) -> Model:
+    """Return an ensemble of all the networks of models, with the metadata of the first and no calibration.
+
+    Raises:
+        WeightsError: They differ in shape, in baseline or in the data and the split that they were trained on.
+    """
+    first, *others = models
+    for other in others:
+        same = other.config == first.config and all(
+            other.metadata.get(key) == first.metadata.get(key) for key in ("data_sha256", "split_sha256")
+        )
+        same &= np.allclose(other.baseline.coefficients, first.baseline.coefficients, rtol=1e-6)
+        if not (same and np.allclose(other.baseline.scales, first.baseline.scales, rtol=1e-6)):
+            raise WeightsError(
+                f"{first.id} and {other.id} make no ensemble: they differ in more than their weights",
+                "Join weights of the same [model] settings, trained on the same molecules.",
+            )
+    networks = [network for model in models for network in model.networks]
+    told = {"accuracy", "calibration", "limits"}
+    metadata = {key: value for key, value in first.metadata.items() if key not in told}
+    if others:
+        metadata["members"] = [model.id for model in models]
+    return Model(networks[0], first.baseline, others=networks[1:], metadata=metadata, device=first.device)
 
 
 def save_model(
@@ -236,6 +286,7 @@ def save_model(
     baseline: Baseline,
     metadata: Mapping[str, Any],
     extras: Mapping[str, NDArray[Any]] | None = None,
+    others: Sequence[EGNN] = (),
 ) -> None:
     """Write a weights file, whole or not at all.
 
@@ -245,12 +296,18 @@ def save_model(
         baseline: The baseline it was trained with.
         metadata: Plain values to keep beside the tensors.
         extras: Further arrays by name: the calibration.
+        others: Further members of an ensemble, of the same shape and baseline.
 
     Raises:
         OutputError: The file cannot be written.
     """
     path = Path(path)
-    tensors = {f"network.{key}": value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    members = {"network": network} | {f"member{number}": other for number, other in enumerate(others, start=1)}
+    tensors = {
+        f"{name}.{key}": value.detach().cpu().contiguous()
+        for name, member in members.items()
+        for key, value in member.state_dict().items()
+    }
     tensors["baseline.coefficients"] = torch.from_numpy(baseline.coefficients.copy())
     tensors["baseline.scales"] = torch.from_numpy(baseline.scales.copy())
     for key, array in (extras or {}).items():
@@ -342,6 +399,18 @@ def _digest(architecture: str, tensors: Mapping[str, Tensor]) -> str:
         if tensors[key].numel():  # torch cannot view the bytes of nothing
             digest.update(tensors[key].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _split_members(tensors: dict[str, Tensor], path: Path) -> list[dict[str, Tensor]]:
+    """Take the tensors of an ensemble's further members out, and return those of each as a file of its own has them."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for key in list(tensors):
+        if match := _MEMBER.match(key):
+            found.setdefault(int(match[1]), {})[f"network.{key[match.end() :]}"] = tensors.pop(key)
+    if sorted(found) != list(range(1, len(found) + 1)):
+        raise _damaged(path, "a member of its ensemble is missing")
+    baseline = {key: value for key, value in tensors.items() if key.startswith("baseline.")}
+    return [found[number] | baseline for number in sorted(found)]
 
 
 def _assemble(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path) -> tuple[EGNN, Baseline]:

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from qmprop.egnn import LATENTS
 from qmprop.errors import UsageError, WeightsError
 from qmprop.figures import HIGHEST_LEVEL, LOWEST_LEVEL
 from qmprop.graph import build_graph, concatenate
@@ -113,7 +114,7 @@ class Trust:
             level: From 0.5 to 0.999.
             scores: What `scores` or the verdicts say, where that is known already [M].
         """
-        groups = np.searchsorted(self.edges, find_moves(traits))
+        groups = np.searchsorted(self.edges, find_moves(traits, len(self.projection)))
         factors = np.stack([interpolate_levels(table, level) for table in self.quantiles])
         widening = np.maximum(1.0, self.scores(traits) if scores is None else scores)
         return self.scales(traits) * factors[groups] * widening[:, None]
@@ -126,7 +127,7 @@ class Trust:
             errors: Prediction minus reference in default units; NaN, where it is not known, remains [M, 12].
             scores: As for `half_widths` [M].
         """
-        groups = np.searchsorted(self.edges, find_moves(traits))
+        groups = np.searchsorted(self.edges, find_moves(traits, len(self.projection)))
         ratios = np.abs(errors) / (self.scales(traits) * np.maximum(1.0, scores)[:, None])
         levels = np.full(ratios.shape, np.nan)
         for group, table in enumerate(self.quantiles):
@@ -301,7 +302,8 @@ def load_trust(model: Model) -> Trust | None:
 
 def count_traits(model: Model) -> int:
     """Return the number of traits T that a model gives each molecule."""
-    return 3 * model.config.node_width + OTHER_TRAITS
+    spreads = len(LATENTS) if len(model.networks) > 1 else 0
+    return 3 * model.config.node_width + OTHER_TRAITS + spreads
 
 
 def check_level(level: float | None) -> float | None:
@@ -316,9 +318,9 @@ def check_level(level: float | None) -> float | None:
     return level
 
 
-def find_moves(traits: Traits) -> Array:
-    """Return the logarithm of the root mean square move of each molecule's atoms [M]."""
-    return traits[:, -OTHER_TRAITS].astype(np.float64)
+def find_moves(traits: Traits, features: int) -> Array:
+    """Return the logarithm of the root mean square move of each molecule's atoms, which follows the features [M]."""
+    return traits[:, features].astype(np.float64)
 
 
 def predict_scales(

@@ -134,6 +134,31 @@ def test_predictions_stay_the_same_and_the_hash_does_not(trained: Trained) -> No
     assert before.metadata.items() <= after.metadata.items()
 
 
+def test_several_weights_make_an_ensemble(trained: Trained, bare: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    model, other = load_model(bare, device="cpu"), bare.with_name("other.safetensors")
+    with torch.no_grad():
+        for parameter in model.network.sums.parameters():
+            parameter.mul_(1.1)
+    save_model(other, model.network, model.baseline, model.metadata)
+    command = ["calibrate", "--data", trained.data, "--device", "cpu", "-w", bare, "-w", other]
+    assert refuse(*command[1:], capfd=capfd, status=2) == (
+        "error: an ensemble needs a file of its own. Name it with -o.\n"
+    )
+    both = bare.with_name("both.safetensors")
+    assert run([*map(str, command), "-o", str(both)]) == 0
+    first, second, ensemble = (load_model(path, device="cpu") for path in (bare, other, both))
+    assert ensemble.metadata["members"] == [first.id, second.id]
+    test = trained.molecules.select(split_other(COUNT)["test"])
+    found, *parts = (
+        next(each.run_arrays(test.numbers, test.positions, test.offsets)) for each in (ensemble, first, second)
+    )
+    np.testing.assert_allclose(found.values, (parts[0].values + parts[1].values) / 2.0, rtol=1e-9)
+    report = evaluate(weights=ensemble, data=trained.molecules)
+    for key, errors in report.properties.items():
+        assert ensemble.metadata["accuracy"]["dft"]["mae"][key] == pytest.approx(errors.mae, rel=1e-4)
+        assert 0.7 < errors.coverage <= 1.0, key
+
+
 def test_the_number_of_threads_hardly_changes_the_intervals(trained: Trained, bare: Path) -> None:
     threads = "2" if torch.get_num_threads() == 1 else "1"
     command = [sys.executable, "-m", "qmprop", "calibrate", "-w", bare, "--data", trained.data, "--device", "cpu"]

@@ -61,8 +61,8 @@ def test_the_whole_card_reads_like_this() -> None:
     assert lines[14].split() == ["homo", "meV", *["16.2"] * 3, "90.1", "%", "90.1", "%"]
     assert lines[24].split() == ["molecules", "13,083", "13,083", "1,000"]
     assert lines[26:] == [
-        "   intervals     calibrated on 10,000 molecules that were never trained on, DFT",
-        "                 and MMFF94 geometries of each",
+        "   intervals     calibrated on 10,000 molecules that were never trained on, in",
+        "                 DFT and MMFF94 geometries",
         "   false alarms  of molecules like these, 0.8 % (DFT) and 0.9 % (MMFF94) are",
         "                 called out of the domain",
         "   limits        molecules of H, C, N, O and F, up to 9 heavy atoms, neutral and",

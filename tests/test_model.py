@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import pickle
@@ -33,12 +34,15 @@ from samples import (
 )
 from torch import Tensor
 
+from qmprop.baseline import Baseline
 from qmprop.config import ModelConfig
 from qmprop.egnn import LATENTS
 from qmprop.errors import DeviceError, OutputError, WeightsError
-from qmprop.model import Model, choose_device, find_weights, load_model, save_model
+from qmprop.graph import concatenate
+from qmprop.model import Model, choose_device, find_weights, join_models, load_model, save_model
 from qmprop.molecule import Molecule
 from qmprop.targets import BOHR_ANGSTROM, DEFAULT_KEYS, TARGETS
+from qmprop.trust import count_traits
 
 WATER = find_formula("H2O")
 
@@ -99,6 +103,56 @@ def test_a_saved_model_predicts_the_same(model: Model, weights: Path, molecules:
     assert loaded.name == "good"
     assert loaded.id == f"good@{loaded.digest[:8]}"
     assert not loaded.network.training
+
+
+@pytest.fixture(scope="module")
+def ensemble(model: Model) -> Model:
+    return join_models([model, make_model(seed=1), make_model(seed=2)])
+
+
+def test_an_ensemble_predicts_the_means_of_its_members(ensemble: Model, molecules: list[Molecule]) -> None:
+    arrays = concatenate(molecules)
+    outcome = ensemble.run(*arrays)
+    members = [Model(network, ensemble.baseline).run(*arrays) for network in ensemble.networks]
+    for name in ("values", "refined", "moves"):
+        mean = np.mean([getattr(member, name) for member in members], axis=0)
+        np.testing.assert_allclose(getattr(outcome, name), mean, rtol=1e-9, atol=1e-9, err_msg=name)
+    known = members[0].traits.shape[1]
+    assert known == count_traits(Model(ensemble.network, ensemble.baseline))
+    assert outcome.traits.shape[1] == count_traits(ensemble) == known + len(LATENTS)
+    features = 3 * TINY.node_width
+    np.testing.assert_array_equal(outcome.traits[:, :features], members[0].traits[:, :features])
+    outputs = np.stack([member.traits[:, features + 2 :][:, : len(LATENTS)] for member in members])
+    np.testing.assert_allclose(outcome.traits[:, known:], np.log(outputs.std(axis=0) + 1e-3), atol=1e-3)
+    gaps = dict(zip(DEFAULT_KEYS, outcome.values.T, strict=True))
+    np.testing.assert_allclose(gaps["gap"], gaps["lumo"] - gaps["homo"], atol=1e-9)
+
+
+def test_a_saved_ensemble_predicts_the_same(ensemble: Model, molecules: list[Molecule], tmp_path: Path) -> None:
+    path = tmp_path / "ensemble.safetensors"
+    save_model(path, ensemble.network, ensemble.baseline, ensemble.metadata, {}, ensemble.networks[1:])
+    loaded = load_model(path, device="cpu")
+    assert len(loaded.networks) == 3
+    assert loaded.metadata["members"] == ["unsaved@00000000"] * 3
+    before, after = ensemble.predict(molecules), loaded.predict(molecules)
+    for key in TARGETS:
+        assert np.array_equal(before[key], after[key]), key
+    save_model(tmp_path / "two.safetensors", ensemble.network, ensemble.baseline, {}, {}, ensemble.networks[1:2])
+    assert load_model(tmp_path / "two.safetensors", device="cpu").digest != loaded.digest
+    rewrite(path, tensors=lambda found: [found.pop(key) for key in list(found) if key.startswith("member1.")])
+    refuse(path, "a member of its ensemble is missing")
+    path = tmp_path / "two.safetensors"
+    rewrite(path, tensors=lambda found: found.pop("member1.norm.bias"))
+    refuse(path, "'network.norm.bias'")
+
+
+def test_what_differs_in_more_than_its_weights_is_no_ensemble(model: Model) -> None:
+    other_shape = make_model(dataclasses.replace(TINY, layers=1))
+    other_data = Model(model.network, model.baseline, metadata={"data_sha256": "0"})
+    scaled = Baseline(model.baseline.coefficients * 1.01, model.baseline.scales)
+    for other in (other_shape, other_data, Model(model.network, scaled)):
+        with pytest.raises(WeightsError, match="make no ensemble"):
+            join_models([model, other])
 
 
 def test_the_digest_names_what_decides_the_predictions(model: Model, weights: Path) -> None:
