@@ -149,10 +149,9 @@ def test_several_weights_make_an_ensemble(trained: Trained, bare: Path, capfd: p
     first, second, ensemble = (load_model(path, device="cpu") for path in (bare, other, both))
     assert ensemble.metadata["members"] == [first.id, second.id]
     test = trained.molecules.select(split_other(COUNT)["test"])
-    found, *parts = (
-        next(each.run_arrays(test.numbers, test.positions, test.offsets)) for each in (ensemble, first, second)
-    )
-    np.testing.assert_allclose(found.values, (parts[0].values + parts[1].values) / 2.0, rtol=1e-9)
+    arrays = test.numbers, test.positions, test.offsets
+    found, one, two = (next(each.run_arrays(*arrays)).values for each in (ensemble, first, second))
+    np.testing.assert_allclose(found, (one + two) / 2.0, rtol=1e-9)
     report = evaluate(weights=ensemble, data=trained.molecules)
     for key, errors in report.properties.items():
         assert ensemble.metadata["accuracy"]["dft"]["mae"][key] == pytest.approx(errors.mae, rel=1e-4)
