@@ -551,7 +551,7 @@ def calibrate(
     Examples:
       qmprop calibrate -w runs/long/weights.safetensors
       qmprop calibrate -w runs/long/weights.safetensors -o calibrated.safetensors
-      qmprop calibrate -w first.safetensors -w second.safetensors -o both.safetensors
+      qmprop calibrate -w a.safetensors -w b.safetensors -o both.safetensors
     """
     from qmprop import console
     from qmprop.calibration import calibrate as run_calibration

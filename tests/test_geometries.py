@@ -229,13 +229,14 @@ class TestStore:
 
 class TestCheap:
     def test_force_field_minima_are_those_asked_for_and_xtb_minima_those_bundled(
-        self, full: Dataset, cache: Path, bundled: geometries.Geometries, computed: list[int]
+        self, full: Dataset, cache: Path, filled: Path, bundled: geometries.Geometries, computed: list[int]
     ) -> None:
         """Whatever the cache files know beside that."""
+        (cache / "qm9-mmff.cache").write_bytes(filled.read_bytes())
         row = int(np.flatnonzero(~bundled.found)[-1])
         store = geometries._Store(full)
         store.add(row, full.positions[slice(*full.offsets[row : row + 2])] * 1.01)
-        store.write(cache.with_name("qm9-xtb.cache"))
+        store.write(cache / "qm9-xtb.cache")
         mmff, xtb = load_cheap(full, ROWS)
         assert not computed
         assert (mmff.kind, xtb.kind) == ("mmff", "xtb")
@@ -258,10 +259,13 @@ class TestRefusals:
         with pytest.raises(ValueError, match="mmff, xtb"):
             load_geometries("uff", full)
 
-    def test_missing_packages(self, full: Dataset, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_packages(
+        self, full: Dataset, cache: Path, bundled: geometries.Geometries, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        row = np.flatnonzero(~bundled.found)[0]
         monkeypatch.setattr(geometries, "find_spec", lambda name: None)
         with pytest.raises(DataError, match="tblite, which is not installed") as caught:
-            load_geometries("xtb", full, rows=[0])
+            load_geometries("xtb", full, rows=[row])
         assert "qmprop[xtb]" in caught.value.hint
 
     def test_failures_are_listed(self, full: Dataset, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ class TestParsing:
             assert dataset.targets[k].tolist() == expected
 
     def test_number_forms(self) -> None:
-        values = qm9._parse_numbers(["[[1.,-.5,7.E-6],[-1.25e1,.5,0.]]", "3"], 7)
+        values = qm9.parse_numbers(["[[1.,-.5,7.E-6],[-1.25e1,.5,0.]]", "3"], 7)
         assert values.tolist() == [1.0, -0.5, 7e-6, -12.5, 0.5, 0.0, 3.0]
 
     @pytest.mark.parametrize(
