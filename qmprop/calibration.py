@@ -70,6 +70,8 @@ _BATCH: Final = 512
 _RATE: Final = 1e-3
 _DECAY: Final = 1e-2
 _DROPOUT: Final = 0.1
+#: How often those kinds of geometry that few molecules have come in that training.
+_REPEATS: Final = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,7 +193,8 @@ def fit_trust(
 
     The error scale learns from the molecules set aside for choosing, in all kinds of geometry and distorted. Those that
     were trained on would teach it to be sure of what is known by heart: of the smallest molecules, which come often.
-    Quantiles and the threshold come from the molecules set aside for calibration alone.
+    Quantiles and the threshold come from the molecules set aside for calibration alone, the quantiles from the kinds of
+    geometry that most of them have.
 
     Args:
         model: The network.
@@ -230,10 +233,12 @@ def fit_trust(
     origin = places.mean(axis=0)
     farthest = np.quantile(np.abs(places - origin), 1.0 - _OUTLIERS, axis=0)
     steps = np.maximum(farthest / 127.0, 1e-6).astype(np.float32)
-    weights, biases = _fit_scales(low, high, learned)
-    scales = [predict_scales(low, high, weights, biases, sample.traits) for sample in held]
-    moves = [find_moves(sample.traits, features) for sample in held]
-    edges, quantiles = _find_quantiles(held, scales, np.concatenate(moves))
+    rare = [sample for sample in learned if _REPEATS * len(sample.errors) <= len(splits["choose"])]
+    weights, biases = _fit_scales(low, high, learned + rare * (_REPEATS - 1))
+    promised = [sample for sample in held if 2 * len(sample.errors) >= len(splits["calibrate"])]
+    scales = [predict_scales(low, high, weights, biases, sample.traits) for sample in promised]
+    moves = [find_moves(sample.traits, features) for sample in promised]
+    edges, quantiles = _find_quantiles(promised, scales, np.concatenate(moves))
     keys = _hash_molecules(molecules, splits["train"])
     order = np.argsort(keys, kind="stable")
     trust = Trust(
@@ -258,7 +263,8 @@ def fit_trust(
     )
     scores = {sample.kind: trust.scores(sample.traits) for sample in held}
     threshold = max(float(np.quantile(found, 1.0 - _FALSE_ALARMS)) for found in scores.values())
-    facts = {"molecules": len(splits["calibrate"]), "geometries": [sample.kind for sample in held], "level": LEVEL}
+    kinds = [sample.kind for sample in promised]
+    facts = {"molecules": len(splits["calibrate"]), "geometries": kinds, "level": LEVEL}
     facts["false_alarms"] = {kind: shorten(float((found > threshold).mean())) for kind, found in scores.items()}
     return dataclasses.replace(trust, threshold=threshold), facts
 
