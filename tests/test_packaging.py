@@ -95,11 +95,11 @@ def predict_from_nowhere(python, tmp_path):
     """Predict in a folder with nothing but a molecule; return where the package lies and the record."""
     folder = tmp_path / "empty"
     folder.mkdir()
-    shutil.copy(ROOT / "examples" / "water.xyz", folder)
+    shutil.copy(ROOT / "examples" / "benzamide.xyz", folder)
     command = python.parent / "qmprop"
-    output = run(*offline(), command, "predict", "water.xyz", "-f", "jsonl", cwd=folder, HOME=str(folder))
+    output = run(*offline(), command, "predict", "benzamide.xyz", "-f", "jsonl", cwd=folder, HOME=str(folder))
     where = run(python, "-c", "import qmprop; print(qmprop.__file__)", cwd=folder).strip()
-    assert [path.name for path in folder.iterdir()] == ["water.xyz"]
+    assert [path.name for path in folder.iterdir()] == ["benzamide.xyz"]
     return Path(where).parent, json.loads(output)
 
 
@@ -130,7 +130,7 @@ def test_the_wheel_predicts_from_an_empty_folder_with_the_network_off(wheel, env
     package, record = predict_from_nowhere(environment, tmp_path)
     assert package.is_relative_to(tmp_path)
     assert record["status"] == "ok"
-    assert record["properties"]["u0"]["value"] == pytest.approx(-2079, abs=2)
+    assert record["properties"]["u0"]["value"] == pytest.approx(-10908, abs=2)
 
 
 def test_the_editable_install_predicts_from_an_empty_folder_with_the_network_off(environment, tmp_path):
