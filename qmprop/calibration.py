@@ -214,8 +214,7 @@ def fit_trust(
             f"{molecules.name} has {len(splits['calibrate'])} molecules to calibrate on, {FEWEST} are needed"
         )
     choose, calibrate = (
-        {"dft": molecules.select(splits[part])}
-        | {other.kind: _move(molecules, splits[part], other) for other in others}
+        {"dft": molecules.select(splits[part])} | {other.kind: other.move(molecules, splits[part]) for other in others}
         for part in ("choose", "calibrate")
     )
     choose["distorted"] = _distort(molecules, splits["choose"], others)
@@ -289,11 +288,6 @@ def _sample(model: Model, molecules: Dataset, kind: str, meter: _Meter) -> _Samp
         values.append(outcome.values)
         meter.advance(len(outcome.values))
     return _Sample(np.concatenate(traits), np.abs(np.concatenate(values) - molecules.targets), kind)
-
-
-def _move(molecules: Dataset, rows: NDArray[np.int64], others: Geometries) -> Dataset:
-    """Return the molecules at `rows` that have other geometries, in these."""
-    return dataclasses.replace(molecules, positions=others.positions).select(rows[others.found[rows]])
 
 
 def _distort(molecules: Dataset, rows: NDArray[np.int64], others: Sequence[Geometries]) -> Dataset:
@@ -415,7 +409,7 @@ def _learn_limits(molecules: Dataset, rows: NDArray[np.int64], others: Sequence[
     """Return the limits that molecules keep in all kinds of geometry."""
     blocks = list(_blocks(rows, 5 * _BLOCK))
     parts = [molecules.select(block) for block in blocks]
-    parts += [_move(molecules, block, other) for other in others for block in blocks]
+    parts += [other.move(molecules, block) for other in others for block in blocks]
     return functools.reduce(Limits.join, (learn_limits(*_with_pairs(part)) for part in parts if len(part)))
 
 

@@ -231,12 +231,10 @@ def _move(
         molecules = molecules.select(rows)
         rows = np.arange(len(rows))
         geometries = minimize_dataset(kind, molecules, progress=on_minimize)
-    moved = replace(molecules, positions=geometries.positions)
     reasons = Counter(geometries.failures[int(number)] for number in molecules.ids[rows[~geometries.found[rows]]])
     if not geometries.found[rows].any():
         raise DataError(f"no molecule of {molecules.name} has a minimum: {reasons.most_common(1)[0][0]}")
-    rows = rows[geometries.found[rows]]
-    return moved.select(rows), rows, dict(reasons.most_common())
+    return geometries.move(molecules, rows), rows[geometries.found[rows]], dict(reasons.most_common())
 
 
 def _compare(refined: NDArray[np.float64], given: Dataset, dft: Dataset) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -53,6 +53,11 @@ class Geometries:
     positions: NDArray[np.float32]
     found: NDArray[np.bool_]
     failures: Mapping[int, str]
+
+    def move(self, dataset: Dataset, rows: NDArray[np.int64]) -> Dataset:
+        """Return those of the data set's molecules at `rows` that have a minimum, at it."""
+        chosen = rows[self.found[rows]]
+        return replace(dataset.select(chosen), positions=self.positions[dataset.locate(chosen)[0]])
 
 
 def load_geometries(

@@ -221,13 +221,12 @@ class Learner(pl.LightningModule):
         self.positions = centered.astype(np.float32)
         self.others: list[tuple[NDArray[np.float32], NDArray[np.bool_]]] = []
         self.other_validation_sets: dict[str, Molecules] = {}
+        atoms = molecules.locate(splits["train"])[0]
         for other in geometries:
-            moved = dataclasses.replace(molecules, positions=other.positions)
-            learned = moved.select(splits["train"])
-            positions = center(learned.numbers, learned.positions, learned.offsets).astype(np.float32)
-            self.others.append((positions, other.found[splits["train"]]))
-            if other.found[splits["choose"]].any():
-                self.other_validation_sets[other.kind] = moved.select(splits["choose"][other.found[splits["choose"]]])
+            positions = center(self.training_set.numbers, other.positions[atoms], self.training_set.offsets)
+            self.others.append((positions.astype(np.float32), other.found[splits["train"]]))
+            if len(moved := other.move(molecules, splits["choose"])):
+                self.other_validation_sets[other.kind] = moved
         self.baseline = Baseline.fit(self.training_set.targets, composition)
         self.labels = torch.from_numpy(self.baseline.remove(self.training_set.targets, composition)).float()
         self.network = EGNN(config.model)

@@ -114,7 +114,7 @@ class Trust:
             level: From 0.5 to 0.999.
             scores: What `scores` or the verdicts say, where that is known already [M].
         """
-        groups = np.searchsorted(self.edges, find_moves(traits, len(self.projection)))
+        groups = self._find_groups(traits)
         factors = np.stack([interpolate_levels(table, level) for table in self.quantiles])
         widening = np.maximum(1.0, self.scores(traits) if scores is None else scores)
         return self.scales(traits) * factors[groups] * widening[:, None]
@@ -127,7 +127,7 @@ class Trust:
             errors: Prediction minus reference in default units; NaN, where it is not known, remains [M, 12].
             scores: As for `half_widths` [M].
         """
-        groups = np.searchsorted(self.edges, find_moves(traits, len(self.projection)))
+        groups = self._find_groups(traits)
         ratios = np.abs(errors) / (self.scales(traits) * np.maximum(1.0, scores)[:, None])
         levels = np.full(ratios.shape, np.nan)
         for group, table in enumerate(self.quantiles):
@@ -135,6 +135,10 @@ class Trust:
             for column, quantiles in enumerate(table):
                 levels[members, column] = np.interp(ratios[members, column], quantiles, LEVELS, right=1.0)
         return levels
+
+    def _find_groups(self, traits: Traits) -> NDArray[np.int64]:
+        """Return which group each molecule belongs to [M]."""
+        return np.searchsorted(self.edges, find_moves(traits, len(self.projection)))
 
     def scores(self, traits: Traits) -> Array:
         """Return the distance to the nearest training molecule over the one that is still usual [M]."""
