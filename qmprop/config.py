@@ -42,8 +42,8 @@ class ModelConfig:
     layers: int = 3
     cutoff: float = 5.0
     radial: int = 24
-    vectors: int = 8
-    invariants: int = 16
+    vectors: int = 16
+    invariants: int = 32
     flows: int = 16
     heads: int = 8
 

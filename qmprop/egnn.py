@@ -81,8 +81,12 @@ class Encoding(NamedTuple):
 class EGNNLayer(nn.Module):
     """One round of messages (EGNN equations 3 to 6 with the soft edge gate of equation 8).
 
-    phi_e(h_i, h_j, d_ij) = phi_p(A h_i + A h_j + C d_ij) * S h_j: the part phi_p with the two maps and the gate is the
-    same for both directions of a pair and runs once, A and S run once per atom.
+    phi_e(h_i, h_j, d_ij, a_ij) = phi_p(A h_i + A h_j + C d_ij + D a_ij) * S h_j: the part phi_p with the maps and the
+    gate is the same for both directions of a pair and runs once, A and S run once per atom. a_ij holds what the vectors
+    of the two atoms tell of angles and dihedrals: with u_ij = (x_i - x_j) / |x_i - x_j|, and channel by channel,
+    <v_i, u_ij> + <v_j, u_ji>, their product, and <v_i, v_j>. Vectors travel with the messages, too (the same idea as in
+    Schütt, Unke, Gastegger, "Equivariant message passing for the prediction of tensorial properties and molecular
+    spectra", ICML 2021, equations 7 and 8).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -95,7 +99,9 @@ class EGNNLayer(nn.Module):
         self.distance = nn.Linear(config.radial, messages, bias=False)
         self.message = nn.Linear(messages, messages)
         self.gate = nn.Linear(messages, 1)
+        self.angle = nn.Linear(3 * config.vectors, messages, bias=False)
         self.direction = nn.Linear(messages, config.vectors, bias=False)
+        self.carry = nn.Linear(messages, config.vectors, bias=False)
         self.mix_left = nn.Linear(config.vectors, config.invariants, bias=False)
         self.mix_right = nn.Linear(config.vectors, config.invariants, bias=False)
         self.update = nn.Sequential(
@@ -117,8 +123,12 @@ class EGNNLayer(nn.Module):
         first, second = pairs.first, pairs.second
         # phi_p, the part of phi_e that i and j share                                                      (3)
         members, senders = self.member(x), self.sender(x)
+        v_i, v_j = (v.flatten(1).index_select(0, side).view(-1, 3, self.vectors) for side in (first, second))
+        units = pairs.units[:, :, None]
+        along_i, along_j = (v_i * units).sum(dim=1), -(v_j * units).sum(dim=1)
+        angles = torch.cat([along_i + along_j, along_i * along_j, (v_i * v_j).sum(dim=1)], dim=1)
         p = self.distance(pairs.radial) + members.index_select(0, first)
-        p = p + members.index_select(0, second)
+        p = p + members.index_select(0, second) + self.angle(angles)
         p = functional.silu(self.message(functional.silu(p)))
         # times e_ij = sigmoid(w . p_ij + b) and the envelope                                              (8)
         p = p * (torch.sigmoid(self.gate(p)) * pairs.smooth)
@@ -126,11 +136,11 @@ class EGNNLayer(nn.Module):
         to_first, to_second = p * senders.index_select(0, second), p * senders.index_select(0, first)
         # m_i = sum_j m_ij                                                                                 (5)
         m_i = p.new_zeros(len(h), p.shape[1]).index_add(0, first, to_first).index_add(0, second, to_second)
-        # v_i <- v_i + sum_j (x_i - x_j) / |x_i - x_j| phi_x(m_ij)            (4, moving v and not the atoms)
-        units = pairs.units[:, :, None]
+        # v_i <- v_i + sum_j u_ij phi_x(m_ij) + v_j phi_v(m_ij)                (4, moving v and not the atoms)
+        push_first = units * self.direction(to_first)[:, None, :] + v_j * self.carry(to_first)[:, None, :]
+        push_second = v_i * self.carry(to_second)[:, None, :] - units * self.direction(to_second)[:, None, :]
         pushes = v.new_zeros(len(h), 3 * self.vectors)
-        pushes = pushes.index_add(0, first, (units * self.direction(to_first)[:, None, :]).flatten(1))
-        pushes = pushes.index_add(0, second, (-units * self.direction(to_second)[:, None, :]).flatten(1))
+        pushes = pushes.index_add(0, first, push_first.flatten(1)).index_add(0, second, push_second.flatten(1))
         v = v + pushes.view(-1, 3, self.vectors)
         # h_i <- h_i + phi_h(h_i, m_i, <v_i, v_i>)                                                         (6)
         invariants = (self.mix_left(v) * self.mix_right(v)).sum(dim=1)
@@ -164,6 +174,7 @@ class EGNN(nn.Module):
         if config.refine_layers:
             self.refiner_norm = nn.LayerNorm(width)
             self.shift = nn.Linear(width, config.vectors)
+            self.entry = nn.Linear(config.vectors, config.vectors, bias=False)
         self.layers = nn.ModuleList(EGNNLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.atoms = nn.Sequential(nn.Linear(width, width), nn.SiLU())
@@ -231,16 +242,18 @@ class EGNN(nn.Module):
     ) -> Encoding:
         """Refine the geometry and run the layers; arguments as for `forward`."""
         h = self.embedding(numbers)
+        v = h.new_zeros(len(h), 3, self.config.vectors)
         if len(self.refiner):
-            h, v = self._run(self.refiner, h, self._pairs(positions, first, second))
+            h, v = _run(self.refiner, h, v, self._pairs(positions, first, second))
             x = self.refiner_norm(h)
             # x_i <- x_i + g_i sum_j (x_i - x_j) / |x_i - x_j| phi_x(m_ij), g_i zero where nothing is to be done     (4)
             shifts = torch.sigmoid(self.unrest(x)) * (v * self.shift(x)[:, None, :]).sum(dim=2)
             mass = self.masses.index_select(0, numbers)[:, None]
             drift = sum_atoms(mass * shifts, molecules, molecule_count) / sum_atoms(mass, molecules, molecule_count)
             positions = positions + (shifts - drift.index_select(0, molecules)).to(positions.dtype)
+            v = self.entry(v)
         pairs = self._pairs(positions.detach(), first, second)
-        h, v = self._run(self.layers, h, pairs)
+        h, v = _run(self.layers, h, v, pairs)
         return Encoding(positions, pairs, self.norm(h), v)
 
     def _pairs(self, positions: Tensor, first: Tensor, second: Tensor) -> Pairs:
@@ -250,12 +263,6 @@ class EGNN(nn.Module):
         units = (edges / distances[:, None]).to(dtype)
         distances = distances.to(dtype)
         return Pairs(first, second, self.radial(distances), units, envelope(distances, self.config.cutoff)[:, None])
-
-    def _run(self, layers: nn.ModuleList, h: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        v = h.new_zeros(len(h), 3, self.config.vectors)
-        for layer in layers:
-            h, v = layer(h, v, pairs)
-        return h, v
 
     def _charges(self, a: Tensor, pairs: Pairs) -> Tensor:
         """Return latent charges in e that are neutral in every connected fragment [N].
@@ -278,6 +285,12 @@ class EGNN(nn.Module):
         values = self.values(h).view(len(h), scores.shape[1], -1) * weights[:, :, None]
         pooled: Tensor = self.orbitals(sum_atoms(values.flatten(1), molecules, molecule_count))
         return pooled
+
+
+def _run(layers: nn.ModuleList, h: Tensor, v: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+    for layer in layers:
+        h, v = layer(h, v, pairs)
+    return h, v
 
 
 def sum_atoms(values: Tensor, molecules: Tensor, molecule_count: int) -> Tensor:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
+import shutil
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +19,7 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim import Muon
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,6 +33,7 @@ from qmprop.evaluation import measure
 from qmprop.geometries import Geometries
 from qmprop.graph import Graph, build_graph
 from qmprop.model import Model
+from qmprop.muon import Muon
 from qmprop.targets import BOHR_ANGSTROM, ELEMENTS
 
 #: Molecules that make it worth a thread's while.
@@ -54,6 +58,10 @@ _STEPS_AHEAD: Final = 4
 _STEPS_BETWEEN_REPORTS: Final = 50
 #: Spread of charges (e) and modes below which there is nothing to learn.
 _LEAST_SPREAD: Final = 1e-3
+#: Molecules to pass through the layers that make it worth compiling them.
+_COMPILE_FROM: Final = 100_000
+#: How: for one thread each, and free of the lock that lets only one thread at a time run Python.
+_COMPILER: Final = {"cpp.threads": 1, "cpp_wrapper": True}
 #: How long the device's peak is measured.
 _PEAK_SECONDS: Final = 0.3
 _HOMO, _LUMO, _R2 = (LATENTS.index(key) for key in ("homo", "lumo", "r2"))
@@ -244,6 +252,7 @@ class Learner(pl.LightningModule):
         self.losses: list[Tensor] = []
         self.started = 0.0
         self.operations = self.peak = 0.0
+        self.compiled = False
 
     def start_from(self, network: EGNN) -> None:
         """Start from the weights of a network of the same shape; the baseline stays the one of this run."""
@@ -266,10 +275,7 @@ class Learner(pl.LightningModule):
         return batch
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """Muon for the matrices between hidden features, shared out over the threads, and AdamW for the rest.
-
-        Muon makes each step of a matrix orthogonal (Jordan et al. 2024); its rates are scaled to match AdamW's.
-        """
+        """Muon for the matrices between hidden features, shared out over the threads, and AdamW for the rest."""
         config = self.config
         matrices = [
             parameter
@@ -281,7 +287,7 @@ class Learner(pl.LightningModule):
         matrices.sort(key=torch.numel, reverse=True)
         shares = [share for first in range(_MUONS) if (share := matrices[first::_MUONS])]
         decay = config.weight_decay
-        muons = [Muon(share, config.lr, decay, adjust_lr_fn="match_rms_adamw") for share in shares]
+        muons = [Muon(share, config.lr, decay) for share in shares]
         return [torch.optim.AdamW(rest, config.lr * _REST_RATE, weight_decay=decay, fused=True), *muons]
 
     def _rate(self, step: int) -> float:
@@ -299,6 +305,7 @@ class Learner(pl.LightningModule):
         if self.device.type == "cpu":
             self._draw_geometries()
             torch.set_num_threads(1)  # the parts of a batch have the cores
+            self._compile()
         elif self.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32
 
@@ -390,6 +397,22 @@ class Learner(pl.LightningModule):
         """Bring the finished epochs back."""
         self.history = [EpochResult(*row) for row in checkpoint["history"]]
         self.batches.set_epoch(len(self.history))  # the trainer draws the first order before it tells the epoch
+
+    def _compile(self) -> None:
+        """Have the layers translated to machine code where that is worth the minute it takes."""
+        if self.compiled or self.config.epochs * len(self.repeated) < _COMPILE_FROM or not _has_compiler():
+            return
+        layers = (*self.network.refiner, *self.network.layers)
+        self.compiled = True
+        try:
+            for layer in layers:
+                layer.compile(dynamic=True, options=_COMPILER)
+            self._gradients(np.arange(min(len(self.training_set), _PART_SIZE * 4)))
+        except TorchDynamoException as error:  # no Python headers, an old compiler, a full disk, ...
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(f"training goes on without compiled layers: {reason}", RuntimeWarning, stacklevel=2)
+            for layer in layers:
+                layer._compiled_call_impl = None
 
     def _measure_peak(self) -> None:
         """Count the operations of the matrix products, both ways, per molecule, and measure those per second."""
@@ -563,6 +586,11 @@ def _measure_matmul(device: torch.device) -> float:
         float((matrix @ matrix)[0, 0])  # which waits for the device
         seconds.append(time.perf_counter() - started)
     return 2.0 * size**3 / min(seconds)  # the fastest, as other work may slow the rest
+
+
+def _has_compiler() -> bool:
+    """Return whether there is what compiles a layer for the CPU."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def _prepare_thread() -> None:

@@ -7,12 +7,15 @@ A weights file is one safetensors file: the tensors of the network (`network.*`)
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +47,7 @@ OTHER_TRAITS: Final = 2 + len(LATENTS) + len(ELEMENTS) + 1
 _EXTRA: Final = "calibration."  # what the names of a calibration's tensors begin with
 _MAX_FILE_SIZE: Final = 1 << 30
 _BATCH_ATOMS: Final = 1024
+_PART_ATOMS: Final = 128  # that make it worth a thread's while
 _SMALL_MOVE: Final = 1e-4  # Å, below which all moves of atoms look alike
 _SMALL_SPREAD: Final = 1e-3  # the same of the normalized outputs of an ensemble's members
 _MEMBER: Final = re.compile(r"member([1-9][0-9]*)\.")  # what the names of a further member's tensors begin with
@@ -155,6 +159,14 @@ class Model:
             positions: In Å [N, 3].
             offsets: Molecule k owns the atoms offsets[k]:offsets[k + 1] [M + 1].
         """
+        parts = _share_out(offsets, torch.get_num_threads() if self.device.type == "cpu" else 1)
+        if len(parts) == 1:
+            return self._run(numbers, positions, offsets)
+        atoms = [slice(part[0], part[-1]) for part in parts]
+        tasks = [(numbers[own], positions[own], part - part[0]) for own, part in zip(atoms, parts, strict=True)]
+        return _join(list(_threads(len(parts)).map(lambda task: self._run(*task), tasks)))
+
+    def _run(self, numbers: NDArray[Any], positions: NDArray[Any], offsets: NDArray[np.int64]) -> Outcome:
         centered = center(numbers, positions, offsets)
         graph = build_graph(numbers, centered, offsets, self.config.cutoff).to(self.device)
         with torch.inference_mode():
@@ -198,6 +210,39 @@ def _pool(
     parts = [np.add.reduceat(h, starts) / sizes, np.maximum.reduceat(h, starts), np.minimum.reduceat(h, starts)]
     parts += [np.log(np.stack([root, farthest], axis=1) + _SMALL_MOVE), outputs, composition.counts]
     return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def _share_out(offsets: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
+    """Return the offsets of up to `count` runs of molecules with about as many atoms each.
+
+    A thread that computes a part alone beats threads that share every operation, if the part is not too small.
+    """
+    count = min(count, int(offsets[-1] - offsets[0]) // _PART_ATOMS, len(offsets) - 1)
+    goals = offsets[0] + (offsets[-1] - offsets[0]) * np.arange(1, count) / max(count, 1)
+    edges = np.unique([0, *np.searchsorted(offsets, goals), len(offsets) - 1])
+    return [offsets[first : last + 1] for first, last in itertools.pairwise(edges.tolist())]
+
+
+@functools.cache
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "qmprop", initializer=_prepare_thread)
+
+
+def _prepare_thread() -> None:
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+
+
+def _join(outcomes: Sequence[Outcome]) -> Outcome:
+    """Return what was found of several runs of molecules as of one."""
+    compositions = [outcome.composition for outcome in outcomes]
+    composition = Composition(
+        np.concatenate([part.counts for part in compositions]), np.concatenate([part.nuclear_r2 for part in compositions])
+    )
+    values, refined, moves = (
+        np.concatenate([getattr(outcome, name) for outcome in outcomes]) for name in ("values", "refined", "moves")
+    )
+    return Outcome(values, composition, refined, moves, np.concatenate([outcome.traits for outcome in outcomes]))
 
 
 def _batches(offsets: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int64]]]:

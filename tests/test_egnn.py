@@ -43,39 +43,45 @@ UNMOVED = replace(TINY, refine_layers=0)
 class PlainEGNNLayer(MessagePassing):
     """EGNN's equations 3 to 8 as they stand in the paper, with phi_e evaluated for every directed edge.
 
-    phi_e(h_i, h_j, d_ij) is a perceptron of [h_i, h_j, d_ij] times a map of h_j.
+    phi_e(h_i, h_j, d_ij, a_ij) is a perceptron of [h_i, h_j, d_ij, a_ij] times a map of h_j; a_ij is what the vectors
+    of the two atoms are along each other and along the edge.
     """
 
     def __init__(self, layer: EGNNLayer, cutoff: float) -> None:
-        super().__init__(aggr="sum", flow="source_to_target")
+        super().__init__(aggr="sum", flow="source_to_target", node_dim=0)
         nodes, messages = layer.member.in_features, layer.member.out_features
-        first = nn.Linear(2 * nodes + layer.distance.in_features, messages)
+        first = nn.Linear(2 * nodes + layer.distance.in_features + layer.angle.in_features, messages)
         with torch.no_grad():
-            stacked = [layer.member.weight, layer.member.weight, layer.distance.weight]
+            stacked = [layer.member.weight, layer.member.weight, layer.distance.weight, layer.angle.weight]
             first.weight.copy_(torch.cat(stacked, dim=1))
             first.bias.copy_(2.0 * layer.member.bias)
         self.phi_p = nn.Sequential(first, nn.SiLU(), layer.message, nn.SiLU())
         self.factor = layer.sender
         self.phi_inf = nn.Sequential(layer.gate, nn.Sigmoid())
-        self.phi_x, self.phi_h, self.norm = layer.direction, layer.update, layer.norm
+        self.phi_x, self.phi_v, self.phi_h, self.norm = layer.direction, layer.carry, layer.update, layer.norm
         self.left, self.right = layer.mix_left, layer.mix_right
         self.radial, self.cutoff = RadialBasis(layer.distance.in_features, cutoff), cutoff
 
     def forward(self, h: Tensor, v: Tensor, edge_index: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         normed = self.norm(h)
-        collected = self.propagate(edge_index, h=normed, x=x)
+        collected = self.propagate(edge_index, h=normed, x=x, v=v)
         width = self.phi_x.in_features
         m_i, push = collected[:, :width], collected[:, width:].reshape(len(h), -1, 3).transpose(1, 2)
         v = v + push
         invariants = torch.einsum("nci,nci->ni", v @ self.left.weight.T, v @ self.right.weight.T)
         return h + self.phi_h(torch.cat([normed, m_i, invariants], dim=1)), v
 
-    def message(self, h_i: Tensor, h_j: Tensor, x_i: Tensor, x_j: Tensor) -> Tensor:
+    def message(
+        self, h_i: Tensor, h_j: Tensor, x_i: Tensor, x_j: Tensor, v_i: Tensor, v_j: Tensor
+    ) -> Tensor:
         difference = x_i - x_j
         distance = difference.norm(dim=1, keepdim=True)
-        p_ij = self.phi_p(torch.cat([h_i, h_j, self.radial(distance[:, 0])], dim=1))
+        unit = difference / distance
+        from_i, from_j = torch.einsum("ecv,ec->ev", v_i, unit), torch.einsum("ecv,ec->ev", v_j, -unit)
+        a_ij = torch.cat([from_i + from_j, from_i * from_j, torch.einsum("ecv,ecv->ev", v_i, v_j)], dim=1)
+        p_ij = self.phi_p(torch.cat([h_i, h_j, self.radial(distance[:, 0]), a_ij], dim=1))
         m_ij = self.phi_inf(p_ij) * envelope(distance, self.cutoff) * (p_ij * self.factor(h_j))
-        push = self.phi_x(m_ij)[:, :, None] * (difference / distance)[:, None, :]
+        push = self.phi_x(m_ij)[:, :, None] * unit[:, None, :] + self.phi_v(m_ij)[:, :, None] * v_j.transpose(1, 2)
         return torch.cat([m_ij, push.flatten(1)], dim=1)
 
 
@@ -142,7 +148,7 @@ def test_encode_runs_the_papers_layers_in_turn() -> None:
         mine = data.batch == k
         shifts[mine] -= mass[mine] @ shifts[mine] / mass[mine].sum()
     assert 0.02 < shifts.norm(dim=1).mean() < 0.3
-    x, v = x + shifts, torch.zeros_like(v)
+    x, v = x + shifts, network.entry(v)
     for layer in network.layers:
         h, v = PlainEGNNLayer(layer, TINY.cutoff)(h, v, data.edge_index, x)
     found = encode(network, *molecules)

@@ -41,6 +41,7 @@ LAYERS = (
         "charts",
         "findings",
         "report",
+        "muon",
         "learning",
         "training",
     ]

@@ -18,13 +18,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from samples import QM9_20, TINY, make_graph, read_dataset
+from torch._dynamo.exc import TorchDynamoException
 
 from qmprop import datasets, learning, qm9, training
 from qmprop.auxiliary import KNOTS, Auxiliary
 from qmprop.baseline import Baseline, center, compose
 from qmprop.config import ModelConfig, TrainConfig
 from qmprop.datasets import Dataset
-from qmprop.egnn import LATENTS
+from qmprop.egnn import LATENTS, EGNNLayer
 from qmprop.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
 from qmprop.evaluation import measure
 from qmprop.geometries import Geometries, minimize_dataset, rmsd, superpose
@@ -710,6 +711,55 @@ def test_a_loss_that_explodes_stops_the_run(tmp_path: Path) -> None:
         run(tmp_path, dataclasses.replace(CONFIG, lr=1e30))
     assert "--lr" in caught.value.hint
     assert not (tmp_path / "weights.safetensors").exists()
+
+
+def make_learner() -> learning.Learner:
+    module = learning.Learner(CONFIG, read_dataset(), qm9.split_other(20))
+    module._draw_geometries()
+    return module
+
+
+def test_compiled_layers_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "_COMPILE_FROM", 1)
+    monkeypatch.setattr(learning, "_PART_SIZE", 1)
+    module = make_learner()
+    expected = {size: module._gradients(np.arange(size)) for size in (3, 16)}
+    module._compile()
+    assert module.compiled
+    assert all(layer._compiled_call_impl is not None for layer in (*module.network.refiner, *module.network.layers))
+    for size, (loss, gradients) in expected.items():
+        compiled_loss, compiled = module._gradients(np.arange(size))
+        torch.testing.assert_close(compiled_loss, loss)
+        for found, wanted in zip(compiled, gradients, strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-5)
+    module.pool.shutdown()
+
+
+def test_short_runs_and_machines_without_compiler_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_learner()
+    module._compile()
+    assert not module.compiled, "not worth it"
+    monkeypatch.setattr(learning, "_COMPILE_FROM", 1)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    module._compile()
+    assert not module.compiled
+    module.pool.shutdown()
+
+
+def test_a_compiler_that_fails_costs_speed_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learning, "_COMPILE_FROM", 1)
+
+    def fail(layer: EGNNLayer, **options: object) -> None:
+        layer._compiled_call_impl = lambda *arguments: pytest.fail("not to be called")
+        raise TorchDynamoException("Python.h: No such file or directory")
+
+    monkeypatch.setattr(EGNNLayer, "compile", fail)
+    module = make_learner()
+    with pytest.warns(RuntimeWarning, match=r"goes on without compiled layers: Python\.h"):
+        module._compile()
+    loss, _ = module._gradients(np.arange(4))
+    assert torch.isfinite(loss)
+    module.pool.shutdown()
 
 
 def test_a_label_that_is_no_number_names_its_molecule(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""Steps of a matrix that are orthogonal, of the size of AdamW's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from qmprop.muon import Muon, orthogonalize
+
+
+@pytest.mark.parametrize("shape", [(64, 192), (192, 64), (48, 48)])
+def test_orthogonal_part_keeps_singular_vectors(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(shape)
+    found = orthogonalize(matrix)
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.3
+    assert values.max() < 1.3
+    # U S' V^T commutes with U S V^T: their product is symmetric.
+    product = found @ matrix.T
+    torch.testing.assert_close(product, product.T, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(orthogonalize(1e-4 * matrix), found, atol=1e-4, rtol=1e-3)
+
+
+def test_steps_are_those_of_pytorch_with_more_digits() -> None:
+    torch.manual_seed(0)
+    own = nn.Parameter(torch.randn(32, 96))
+    theirs = nn.Parameter(own.detach().clone())
+    before = own.detach().clone()
+    pairs = [(own, Muon([own], 1e-2, 0.1))]
+    pairs += [(theirs, torch.optim.Muon([theirs], 1e-2, 0.1, adjust_lr_fn="match_rms_adamw"))]
+    for _ in range(10):
+        gradient = torch.randn(32, 96)
+        for matrix, optimizer in pairs:
+            matrix.grad = gradient.clone()
+            optimizer.step()
+    moved = (own - before).norm()
+    assert (own - theirs).norm() < 0.02 * moved  # bfloat16 has three digits
+
+
+def test_root_mean_square_of_a_step_is_a_fifth_of_the_rate() -> None:
+    torch.manual_seed(0)
+    for shape in ((32, 64), (64, 32), (64, 64)):
+        matrix = nn.Parameter(torch.zeros(shape))
+        matrix.grad = torch.randn(shape)
+        Muon([matrix], 1e-2, 0.0).step()
+        assert float(matrix.square().mean().sqrt()) == pytest.approx(0.2e-2, rel=0.3)
+
+
+def test_weight_decay_is_apart_from_the_gradient() -> None:
+    matrix = nn.Parameter(torch.ones(16, 16))
+    matrix.grad = torch.zeros(16, 16)
+    Muon([matrix], 0.1, 0.5).step()
+    torch.testing.assert_close(matrix.detach(), torch.full((16, 16), 0.95))
+
+
+def test_matrices_without_gradient_stay() -> None:
+    matrix = nn.Parameter(torch.ones(16, 16))
+    Muon([matrix], 0.1, 0.5).step()
+    assert bool((matrix == 1.0).all())
+
+
+def test_it_finds_the_nearest_matrix() -> None:
+    torch.manual_seed(0)
+    wanted = torch.randn(24, 40)
+    matrix = nn.Parameter(torch.zeros(24, 40))
+    optimizer = Muon([matrix], 0.1, 0.0)
+    steps = 400
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1.0 - step / steps)
+        optimizer.zero_grad()
+        loss = (matrix - wanted).square().sum()
+        loss.backward()
+        optimizer.step(lambda: float((matrix - wanted).square().sum()))
+    assert float((matrix - wanted).norm() / wanted.norm()) < 0.02
