@@ -32,7 +32,7 @@ from qmprop.errors import TrainingError
 from qmprop.evaluation import measure
 from qmprop.geometries import Geometries
 from qmprop.graph import Graph, build_graph
-from qmprop.model import Model
+from qmprop.model import Model, prepare_thread
 from qmprop.muon import Muon
 from qmprop.targets import BOHR_ANGSTROM, ELEMENTS
 
@@ -247,7 +247,7 @@ class Learner(pl.LightningModule):
         self.repeated = _repeat(self.training_set)
         self.batches = Batches(self.repeated, config.batch_size, config.seed)
         self.threads = torch.get_num_threads()
-        self.pool = ThreadPoolExecutor(self.threads, initializer=_prepare_thread)
+        self.pool = ThreadPoolExecutor(self.threads, initializer=prepare_thread)
         self.history: list[EpochResult] = []
         self.losses: list[Tensor] = []
         self.started = 0.0
@@ -591,8 +591,3 @@ def _measure_matmul(device: torch.device) -> float:
 def _has_compiler() -> bool:
     """Return whether there is what compiles a layer for the CPU."""
     return shutil.which(os.environ.get("CXX", "g++")) is not None
-
-
-def _prepare_thread() -> None:
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)

@@ -225,10 +225,11 @@ def _share_out(offsets: NDArray[np.int64], count: int) -> list[NDArray[np.int64]
 
 @functools.cache
 def _threads(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, "qmprop", initializer=_prepare_thread)
+    return ThreadPoolExecutor(count, "qmprop", initializer=prepare_thread)
 
 
-def _prepare_thread() -> None:
+def prepare_thread() -> None:
+    """Set up a thread that is to run whole operations by itself."""
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
 
@@ -237,7 +238,8 @@ def _join(outcomes: Sequence[Outcome]) -> Outcome:
     """Return what was found of several runs of molecules as of one."""
     compositions = [outcome.composition for outcome in outcomes]
     composition = Composition(
-        np.concatenate([part.counts for part in compositions]), np.concatenate([part.nuclear_r2 for part in compositions])
+        np.concatenate([part.counts for part in compositions]),
+        np.concatenate([part.nuclear_r2 for part in compositions]),
     )
     values, refined, moves = (
         np.concatenate([getattr(outcome, name) for outcome in outcomes]) for name in ("values", "refined", "moves")

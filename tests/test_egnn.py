@@ -50,7 +50,8 @@ class PlainEGNNLayer(MessagePassing):
     def __init__(self, layer: EGNNLayer, cutoff: float) -> None:
         super().__init__(aggr="sum", flow="source_to_target", node_dim=0)
         nodes, messages = layer.member.in_features, layer.member.out_features
-        first = nn.Linear(2 * nodes + layer.distance.in_features + layer.angle.in_features, messages)
+        features = 2 * nodes + layer.distance.in_features + layer.angle.in_features
+        first = nn.Linear(features, messages, dtype=layer.member.weight.dtype)
         with torch.no_grad():
             stacked = [layer.member.weight, layer.member.weight, layer.distance.weight, layer.angle.weight]
             first.weight.copy_(torch.cat(stacked, dim=1))
@@ -71,9 +72,7 @@ class PlainEGNNLayer(MessagePassing):
         invariants = torch.einsum("nci,nci->ni", v @ self.left.weight.T, v @ self.right.weight.T)
         return h + self.phi_h(torch.cat([normed, m_i, invariants], dim=1)), v
 
-    def message(
-        self, h_i: Tensor, h_j: Tensor, x_i: Tensor, x_j: Tensor, v_i: Tensor, v_j: Tensor
-    ) -> Tensor:
+    def message(self, h_i: Tensor, h_j: Tensor, x_i: Tensor, x_j: Tensor, v_i: Tensor, v_j: Tensor) -> Tensor:
         difference = x_i - x_j
         distance = difference.norm(dim=1, keepdim=True)
         unit = difference / distance
@@ -118,20 +117,35 @@ def double() -> EGNN:
 
 @pytest.mark.parametrize("config", [TINY, EGNN_192], ids=["tiny", "shipped"])
 def test_layers_agree_with_the_papers_equations(config: ModelConfig) -> None:
-    network, molecules = make_network(config, seed=1), read_molecules()
+    network, molecules = make_network(config, seed=1).double(), read_molecules()
     data = Batch.from_data_list([to_pyg(molecule, config.cutoff) for molecule in molecules])
-    graph = make_graph(*molecules, cutoff=config.cutoff)
+    graph = make_graph(*molecules, cutoff=config.cutoff, dtype=torch.float64)
     h, expected_h = network.embedding(graph.numbers), network.embedding(data.z)
-    v = expected_v = torch.randn(len(h), 3, config.vectors, generator=torch.Generator().manual_seed(0))
+    v = expected_v = torch.randn(len(h), 3, config.vectors, generator=torch.Generator().manual_seed(0)).double()
     units = graph.edges / graph.distances[:, None]
     smooth = envelope(graph.distances, config.cutoff)[:, None]
     pairs = Pairs(graph.first, graph.second, network.radial(graph.distances), units, smooth)
     for layer in (*network.refiner, *network.layers):
         h, v = layer(h, v, pairs)
-        plain = PlainEGNNLayer(layer, config.cutoff)
-        expected_h, expected_v = plain(expected_h, expected_v, data.edge_index, data.pos.float())
-        torch.testing.assert_close(h, expected_h, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(v, expected_v, rtol=1e-5, atol=1e-5)
+        plain = PlainEGNNLayer(layer, config.cutoff).double()
+        expected_h, expected_v = plain(expected_h, expected_v, data.edge_index, graph.positions)
+        torch.testing.assert_close(h, expected_h, rtol=1e-7, atol=1e-7)
+        torch.testing.assert_close(v, expected_v, rtol=1e-7, atol=1e-7)
+
+
+def test_messages_know_the_angles_between_vectors_and_pairs() -> None:
+    network = make_network(seed=2)
+    layer = network.layers[0]
+    with torch.no_grad():
+        layer.direction.weight.zero_()  # so that the vectors stay, and with them the scalar products of the update
+        layer.carry.weight.zero_()
+    graph = make_graph(Molecule(np.array([6, 6, 6]), np.array([[0.0, 0.0, 0.0], [1.4, 0.0, 0.0], [0.0, 1.4, 0.0]])))
+    pairs = network._pairs(graph.positions, graph.first, graph.second)
+    h = torch.ones(3, TINY.node_width)
+    axes = torch.eye(3)[:, None, :, None].expand(3, 3, 3, TINY.vectors)  # all vectors along x, y or z
+    along_x, along_y, along_z = (layer(h, v, pairs)[0] for v in axes)
+    assert (along_x - along_z).abs().max() > 1e-3
+    torch.testing.assert_close(along_x[[0, 2, 1]], along_y, msg="x and y change places, and so do two atoms")
 
 
 def test_encode_runs_the_papers_layers_in_turn() -> None:

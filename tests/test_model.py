@@ -34,6 +34,7 @@ from samples import (
 )
 from torch import Tensor
 
+import qmprop.model
 from qmprop.baseline import Baseline
 from qmprop.config import ModelConfig
 from qmprop.egnn import LATENTS
@@ -469,6 +470,36 @@ def test_a_molecule_larger_than_a_batch_is_a_batch_of_its_own(model: Model) -> N
     batches = [outcome.values for outcome in model.run_arrays(numbers, positions, np.array([0, 3, 4505, 4508]))]
     assert [len(batch) for batch in batches] == [1, 1, 1]
     np.testing.assert_allclose(batches[0], batches[2], rtol=1e-6)
+
+
+def test_threads_share_a_batch_without_a_trace(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+    dataset = read_dataset()
+    arguments = (dataset.numbers, dataset.positions, dataset.offsets)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = model.run(*arguments)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(qmprop.model, "_PART_ATOMS", 50)
+    shared = model.run(*arguments)
+    np.testing.assert_allclose(shared.values, alone.values, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(shared.traits, alone.traits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(shared.moves, alone.moves, atol=1e-6)
+    np.testing.assert_allclose(shared.refined, alone.refined, atol=1e-6)
+    np.testing.assert_array_equal(shared.composition.counts, alone.composition.counts)
+    np.testing.assert_allclose(shared.composition.nuclear_r2, alone.composition.nuclear_r2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [[300], [200, 1, 1, 200, 3], [1] * 400, [18] * 57, [5000, 2], [2, 5000], [3]])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_parts_are_whole_molecules_in_order(sizes: list[int], count: int) -> None:
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    parts = qmprop.model._share_out(offsets, count)
+    assert 1 <= len(parts) <= count
+    assert np.concatenate([parts[0][:1], *(part[1:] for part in parts)]).tolist() == offsets.tolist()
+    assert all(len(part) > 1 for part in parts)
+    if max(sizes) < 20 and len(parts) > 1:
+        atoms = [part[-1] - part[0] for part in parts]
+        assert max(atoms) - min(atoms) <= 36
+    assert len(parts) > 1 or count == 1 or sum(sizes) < 256 or len(sizes) == 1 or max(sizes) > 256
 
 
 def test_identities_hold_to_the_last_digit(model: Model, molecules: list[Molecule]) -> None:
