@@ -223,7 +223,8 @@ def fit_trust(
 
     learned = [_sample(model, data, kind, meter) for kind, data in choose.items() if len(data)]
     held = [_sample(model, data, kind, meter) for kind, data in calibrate.items() if len(data)]
-    known = _sample(model, training, "dft", meter)
+    first = Model(model.network, model.baseline, device=model.device)  # whose features alone place a molecule
+    known = _sample(first, training, "dft", meter)
 
     low, high = _find_range(np.concatenate([sample.traits[:_AXES] for sample in learned]))
     features = 3 * model.config.node_width
