@@ -114,7 +114,7 @@ class TrainConfig:
         model: Shape of the network.
     """
 
-    epochs: int = 50
+    epochs: int = 19
     batch_size: int = 96
     lr: float = 3e-3
     warmup_steps: int = 500
