@@ -22,7 +22,17 @@ _KINDS: Final = ("dft", "mmff", "xtb")
 _OLDER_ERRORS: Final = {"test_mae": "test split", "validation_mae": "validation"}
 #: Metadata that the card tells in words, a table or not at all.
 _TOLD: Final = frozenset(
-    {"data", "data_sha256", "split_sha256", "training_molecules", "training", "version", "architecture", "properties"}
+    {
+        "data",
+        "data_sha256",
+        "split_sha256",
+        "training_molecules",
+        "training",
+        "version",
+        "architecture",
+        "others",
+        "properties",
+    }
     | {"calibration", "accuracy", "limits", *_OLDER_ERRORS}
 )
 _COUNT: Final = "molecules"
@@ -72,10 +82,23 @@ def _describe_training(metadata: Mapping[str, Any]) -> dict[str, str]:
         "data hash": _plain(metadata.get("data_sha256")),
         "split hash": _plain(metadata.get("split_sha256")),
         "network": _plain(metadata.get("architecture")),
+        "others": _describe_others(metadata),
         "settings": _plain(settings),
     }
     facts |= {key.replace("_", " "): _plain(value) for key, value in metadata.items() if key not in _TOLD}
     return {key: text for key, text in facts.items() if text}
+
+
+def _describe_others(metadata: Mapping[str, Any]) -> str:
+    """Say how many further members an ensemble has, and in what their shapes differ from that of the first."""
+    others = metadata.get("others")
+    shapes = [_mapping(shape) for shape in others] if isinstance(others, list) else []
+    first = _mapping(metadata.get("architecture"))
+    changes = dict.fromkeys(
+        _plain({key: shape[key] for key in shape if shape[key] != first.get(key)}) for shape in shapes
+    )
+    different = "; ".join(filter(None, changes))
+    return f"{len(shapes)} more, averaged" + (f"; with {different}" if different else "") if shapes else ""
 
 
 def _describe_trust(metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -32,6 +32,7 @@ class ModelConfig:
         radial: Number of Gaussian distance features.
         vectors: Equivariant vectors per atom.
         invariants: Scalar products of those vectors that each layer reads.
+        angles: Whether messages read and carry those vectors.
         flows: Channels of the charge flow between neighbors.
         heads: Attention heads of the orbital-energy readout.
     """
@@ -46,6 +47,7 @@ class ModelConfig:
     invariants: int = 32
     flows: int = 16
     heads: int = 8
+    angles: bool = True
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -53,6 +55,8 @@ class ModelConfig:
             if item.name == "cutoff":
                 _require(isinstance(value, int | float) and 1.0 <= value <= 50.0, "cutoff", value, "1 to 50 Å")
                 object.__setattr__(self, "cutoff", float(value))
+            elif item.name == "angles":
+                _require(isinstance(value, bool), "angles", value, "true or false")
             else:
                 lowest = 0 if item.name == "refine_layers" else 1
                 allowed = f"a whole number from {lowest} to 4096"
@@ -217,7 +221,7 @@ def _is_int(value: object) -> bool:
 def _toml(value: object) -> str:
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # which JSON leaves, and TOML forbids
-    return repr(value)
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _check_names(cls: type, values: Mapping[str, Any], prefix: str) -> None:

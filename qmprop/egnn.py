@@ -92,16 +92,17 @@ class EGNNLayer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         nodes, messages = config.node_width, config.message_width
-        self.vectors = config.vectors
+        self.vectors, self.angles = config.vectors, config.angles
         self.norm = nn.LayerNorm(nodes)
         self.member = nn.Linear(nodes, messages)
         self.sender = nn.Linear(nodes, messages)
         self.distance = nn.Linear(config.radial, messages, bias=False)
         self.message = nn.Linear(messages, messages)
         self.gate = nn.Linear(messages, 1)
-        self.angle = nn.Linear(3 * config.vectors, messages, bias=False)
         self.direction = nn.Linear(messages, config.vectors, bias=False)
-        self.carry = nn.Linear(messages, config.vectors, bias=False)
+        if config.angles:
+            self.angle = nn.Linear(3 * config.vectors, messages, bias=False)
+            self.carry = nn.Linear(messages, config.vectors, bias=False)
         self.mix_left = nn.Linear(config.vectors, config.invariants, bias=False)
         self.mix_right = nn.Linear(config.vectors, config.invariants, bias=False)
         self.update = nn.Sequential(
@@ -120,25 +121,27 @@ class EGNNLayer(nn.Module):
             The new h and v.
         """
         x = self.norm(h)
-        first, second = pairs.first, pairs.second
-        # phi_p, the part of phi_e that i and j share                                                      (3)
+        first, second, units = pairs.first, pairs.second, pairs.units[:, :, None]
         members, senders = self.member(x), self.sender(x)
-        v_i, v_j = (v.flatten(1).index_select(0, side).view(-1, 3, self.vectors) for side in (first, second))
-        units = pairs.units[:, :, None]
-        along_i, along_j = (v_i * units).sum(dim=1), -(v_j * units).sum(dim=1)
-        angles = torch.cat([along_i + along_j, along_i * along_j, (v_i * v_j).sum(dim=1)], dim=1)
+        # phi_p, the part of phi_e that i and j share                                                      (3)
         p = self.distance(pairs.radial) + members.index_select(0, first)
-        p = p + members.index_select(0, second) + self.angle(angles)
+        p = p + members.index_select(0, second)
+        if self.angles:
+            v_i, v_j = (v.flatten(1).index_select(0, side).view(-1, 3, self.vectors) for side in (first, second))
+            along_i, along_j = (v_i * units).sum(dim=1), -(v_j * units).sum(dim=1)
+            p = p + self.angle(torch.cat([along_i + along_j, along_i * along_j, (v_i * v_j).sum(dim=1)], dim=1))
         p = functional.silu(self.message(functional.silu(p)))
         # times e_ij = sigmoid(w . p_ij + b) and the envelope                                              (8)
         p = p * (torch.sigmoid(self.gate(p)) * pairs.smooth)
-        # m_ij = e_ij phi_e(h_i, h_j, d_ij), and m_ji                                                      (3)
+        # m_ij = e_ij phi_e(h_i, h_j, d_ij, a_ij), and m_ji                                                (3)
         to_first, to_second = p * senders.index_select(0, second), p * senders.index_select(0, first)
         # m_i = sum_j m_ij                                                                                 (5)
         m_i = p.new_zeros(len(h), p.shape[1]).index_add(0, first, to_first).index_add(0, second, to_second)
         # v_i <- v_i + sum_j u_ij phi_x(m_ij) + v_j phi_v(m_ij)                (4, moving v and not the atoms)
-        push_first = units * self.direction(to_first)[:, None, :] + v_j * self.carry(to_first)[:, None, :]
-        push_second = v_i * self.carry(to_second)[:, None, :] - units * self.direction(to_second)[:, None, :]
+        push_first, push_second = units * self.direction(to_first)[:, None], -units * self.direction(to_second)[:, None]
+        if self.angles:
+            push_first = push_first + v_j * self.carry(to_first)[:, None]
+            push_second = push_second + v_i * self.carry(to_second)[:, None]
         pushes = v.new_zeros(len(h), 3 * self.vectors)
         pushes = pushes.index_add(0, first, push_first.flatten(1)).index_add(0, second, push_second.flatten(1))
         v = v + pushes.view(-1, 3, self.vectors)
@@ -174,7 +177,8 @@ class EGNN(nn.Module):
         if config.refine_layers:
             self.refiner_norm = nn.LayerNorm(width)
             self.shift = nn.Linear(width, config.vectors)
-            self.entry = nn.Linear(config.vectors, config.vectors, bias=False)
+            if config.angles:
+                self.entry = nn.Linear(config.vectors, config.vectors, bias=False)
         self.layers = nn.ModuleList(EGNNLayer(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.atoms = nn.Sequential(nn.Linear(width, width), nn.SiLU())
@@ -251,7 +255,7 @@ class EGNN(nn.Module):
             mass = self.masses.index_select(0, numbers)[:, None]
             drift = sum_atoms(mass * shifts, molecules, molecule_count) / sum_atoms(mass, molecules, molecule_count)
             positions = positions + (shifts - drift.index_select(0, molecules)).to(positions.dtype)
-            v = self.entry(v)
+            v = self.entry(v) if self.config.angles else torch.zeros_like(v)
         pairs = self._pairs(positions.detach(), first, second)
         h, v = _run(self.layers, h, v, pairs)
         return Encoding(positions, pairs, self.norm(h), v)

@@ -90,7 +90,7 @@ class Model:
     Attributes:
         name: File name without suffix.
         digest: SHA-256 of all that decides its predictions, hexadecimal.
-        config: Shape of the network.
+        config: Shape of the network; of an ensemble that of the first.
         network: The network, in evaluation mode; of an ensemble the first.
         networks: All networks, whose predictions are averaged.
         baseline: What is removed before and restored after it.
@@ -281,12 +281,16 @@ def load_model(name_or_path: str | Path = BUNDLED, *, device: str = "auto") -> M
     try:
         tensors = load_tensors(content)
         config = ModelConfig(**json.loads(header["architecture"]))
+        shapes = [ModelConfig(**shape) for shape in json.loads(header.get("others", "[]"))]
         metadata = {key: json.loads(text) for key, text in header.items() if key != "format"}
     except (SafetensorError, ConfigError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
-    digest = _digest(header["architecture"], tensors)
+    digest = _digest(header["architecture"] + header.get("others", ""), tensors)
     extras = {key: tensors.pop(key).numpy() for key in sorted(tensors) if key.startswith(_EXTRA)}
-    others = [_assemble(config, members, path)[0] for members in _split_members(tensors, path)]
+    members = _split_members(tensors, path)
+    if len(members) != len(shapes):
+        raise _damaged(path, f"its ensemble has {len(members)} further members where it describes {len(shapes)}")
+    others = [_assemble(shape, member, path)[0] for shape, member in zip(shapes, members, strict=True)]
     network, baseline = _assemble(config, tensors, path)
     if metadata.pop("sha256", None) != digest:
         raise _damaged(path, "its checksum is wrong")
@@ -306,18 +310,18 @@ def join_models(models: Sequence[Model]) -> Model:
     """Return an ensemble of all the networks of models, with the metadata of the first and no calibration.
 
     Raises:
-        WeightsError: They differ in shape, in baseline or in the data and the split that they were trained on.
+        WeightsError: They differ in cut-off, in baseline or in the data and the split that they were trained on.
     """
     first, *others = models
     for other in others:
-        same = other.config == first.config and all(
+        same = other.config.cutoff == first.config.cutoff and all(
             other.metadata.get(key) == first.metadata.get(key) for key in ("data_sha256", "split_sha256")
         )
         same &= np.allclose(other.baseline.coefficients, first.baseline.coefficients, rtol=1e-6)
         if not (same and np.allclose(other.baseline.scales, first.baseline.scales, rtol=1e-6)):
             raise WeightsError(
-                f"{first.id} and {other.id} make no ensemble: they differ in more than their weights",
-                "Join weights of the same [model] settings, trained on the same molecules.",
+                f"{first.id} and {other.id} make no ensemble: they differ in cut-off, data or split",
+                "Join weights of the same cut-off, trained on the same molecules.",
             )
     networks = [network for model in models for network in model.networks]
     told = {"accuracy", "calibration", "limits"}
@@ -343,7 +347,7 @@ def save_model(
         baseline: The baseline it was trained with.
         metadata: Plain values to keep beside the tensors.
         extras: Further arrays by name: the calibration.
-        others: Further members of an ensemble, of the same shape and baseline.
+        others: Further members of an ensemble, with the same baseline and cut-off.
 
     Raises:
         OutputError: The file cannot be written.
@@ -359,9 +363,11 @@ def save_model(
     tensors["baseline.scales"] = torch.from_numpy(baseline.scales.copy())
     for key, array in (extras or {}).items():
         tensors[_EXTRA + key] = torch.from_numpy(np.array(array))
-    header = {"format": _FORMAT, "architecture": json.dumps(dataclasses.asdict(network.config))}
-    header["sha256"] = json.dumps(_digest(header["architecture"], tensors))
-    header |= {key: json.dumps(value, allow_nan=False) for key, value in metadata.items()}
+    header = {key: json.dumps(value, allow_nan=False) for key, value in metadata.items() if key != "others"}
+    header |= {"format": _FORMAT, "architecture": json.dumps(dataclasses.asdict(network.config))}
+    if others:
+        header["others"] = json.dumps([dataclasses.asdict(other.config) for other in others])
+    header["sha256"] = json.dumps(_digest(header["architecture"] + header.get("others", ""), tensors))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         temporary.write_bytes(_sort_header(save_tensors(tensors, metadata=header)))
@@ -438,9 +444,9 @@ def _sort_header(content: bytes) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[start:]
 
 
-def _digest(architecture: str, tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over the architecture and every tensor's name, shape and bytes, hexadecimal."""
-    digest = hashlib.sha256(architecture.encode())
+def _digest(shapes: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over what says the networks' shapes and every tensor's name, shape and bytes, hexadecimal."""
+    digest = hashlib.sha256(shapes.encode())
     for key in sorted(tensors):
         digest.update(f"{key} {list(tensors[key].shape)}".encode())
         if tensors[key].numel():  # torch cannot view the bytes of nothing

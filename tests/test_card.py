@@ -154,3 +154,14 @@ def test_a_long_value_goes_on_below_itself() -> None:
     text = draw(facts_parts("Facts", {"a": "word " * 30, "name": "x"}, Style(60)), Style(60))
     assert text.splitlines()[1:3] == ["   a     " + ("word " * 10).strip(), "         " + ("word " * 10).strip()]
     assert draw(facts_parts("Facts", {"a": "y" * 100}, Style(60)), Style(60)).splitlines()[1] == "   a  " + "y" * 100
+
+
+def test_members_of_other_shapes_are_told() -> None:
+    first = {"node_width": 192, "vectors": 16}
+    shown = show(CARD | {"architecture": first, "others": [first]})
+    assert "   others      1 more, averaged\n" in shown
+    others = [{"node_width": 192, "vectors": 8, "angles": False}] * 2
+    shown = show(CARD | {"architecture": first, "others": others})
+    assert "   others      2 more, averaged; with vectors=8, angles=False\n" in shown
+    for damaged in ({}, {"others": [3]}, {"others": "two"}, {"others": [{"vectors": []}], "architecture": None}):
+        assert show(CARD | damaged)

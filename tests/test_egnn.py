@@ -38,6 +38,7 @@ INVERSION = -np.eye(3)
 WATER, METHANE, NITRILE = find_formula("H2O"), find_formula("CH4"), find_formula("C2H3N")
 EGNN_192 = ModelConfig()
 UNMOVED = replace(TINY, refine_layers=0)
+PLAIN = replace(TINY, angles=False)
 
 
 class PlainEGNNLayer(MessagePassing):
@@ -50,16 +51,18 @@ class PlainEGNNLayer(MessagePassing):
     def __init__(self, layer: EGNNLayer, cutoff: float) -> None:
         super().__init__(aggr="sum", flow="source_to_target", node_dim=0)
         nodes, messages = layer.member.in_features, layer.member.out_features
-        features = 2 * nodes + layer.distance.in_features + layer.angle.in_features
+        features = 2 * nodes + layer.distance.in_features + (layer.angle.in_features if layer.angles else 0)
         first = nn.Linear(features, messages, dtype=layer.member.weight.dtype)
         with torch.no_grad():
-            stacked = [layer.member.weight, layer.member.weight, layer.distance.weight, layer.angle.weight]
+            stacked = [layer.member.weight, layer.member.weight, layer.distance.weight]
+            stacked += [layer.angle.weight] if layer.angles else []
             first.weight.copy_(torch.cat(stacked, dim=1))
             first.bias.copy_(2.0 * layer.member.bias)
         self.phi_p = nn.Sequential(first, nn.SiLU(), layer.message, nn.SiLU())
         self.factor = layer.sender
         self.phi_inf = nn.Sequential(layer.gate, nn.Sigmoid())
-        self.phi_x, self.phi_v, self.phi_h, self.norm = layer.direction, layer.carry, layer.update, layer.norm
+        self.phi_x, self.phi_h, self.norm = layer.direction, layer.update, layer.norm
+        self.phi_v = layer.carry if layer.angles else None
         self.left, self.right = layer.mix_left, layer.mix_right
         self.radial, self.cutoff = RadialBasis(layer.distance.in_features, cutoff), cutoff
 
@@ -78,9 +81,12 @@ class PlainEGNNLayer(MessagePassing):
         unit = difference / distance
         from_i, from_j = torch.einsum("ecv,ec->ev", v_i, unit), torch.einsum("ecv,ec->ev", v_j, -unit)
         a_ij = torch.cat([from_i + from_j, from_i * from_j, torch.einsum("ecv,ecv->ev", v_i, v_j)], dim=1)
-        p_ij = self.phi_p(torch.cat([h_i, h_j, self.radial(distance[:, 0]), a_ij], dim=1))
+        known = [h_i, h_j, self.radial(distance[:, 0])] + ([] if self.phi_v is None else [a_ij])
+        p_ij = self.phi_p(torch.cat(known, dim=1))
         m_ij = self.phi_inf(p_ij) * envelope(distance, self.cutoff) * (p_ij * self.factor(h_j))
-        push = self.phi_x(m_ij)[:, :, None] * unit[:, None, :] + self.phi_v(m_ij)[:, :, None] * v_j.transpose(1, 2)
+        push = self.phi_x(m_ij)[:, :, None] * unit[:, None, :]
+        if self.phi_v is not None:
+            push = push + self.phi_v(m_ij)[:, :, None] * v_j.transpose(1, 2)
         return torch.cat([m_ij, push.flatten(1)], dim=1)
 
 
@@ -115,7 +121,7 @@ def double() -> EGNN:
     return make_network(TINY, seed=3).double()
 
 
-@pytest.mark.parametrize("config", [TINY, EGNN_192], ids=["tiny", "shipped"])
+@pytest.mark.parametrize("config", [TINY, PLAIN, EGNN_192], ids=["tiny", "plain", "shipped"])
 def test_layers_agree_with_the_papers_equations(config: ModelConfig) -> None:
     network, molecules = make_network(config, seed=1).double(), read_molecules()
     data = Batch.from_data_list([to_pyg(molecule, config.cutoff) for molecule in molecules])
@@ -148,8 +154,9 @@ def test_messages_know_the_angles_between_vectors_and_pairs() -> None:
     torch.testing.assert_close(along_x[[0, 2, 1]], along_y, msg="x and y change places, and so do two atoms")
 
 
-def test_encode_runs_the_papers_layers_in_turn() -> None:
-    network, molecules = make_network(seed=1), read_molecules()
+@pytest.mark.parametrize("config", [TINY, PLAIN], ids=["tiny", "plain"])
+def test_encode_runs_the_papers_layers_in_turn(config: ModelConfig) -> None:
+    network, molecules = make_network(config, seed=1), read_molecules()
     data = Batch.from_data_list([to_pyg(molecule, TINY.cutoff) for molecule in molecules])
     x = data.pos.float()
     h, v = network.embedding(data.z), torch.zeros(len(data.z), 3, TINY.vectors)
@@ -162,7 +169,7 @@ def test_encode_runs_the_papers_layers_in_turn() -> None:
         mine = data.batch == k
         shifts[mine] -= mass[mine] @ shifts[mine] / mass[mine].sum()
     assert 0.02 < shifts.norm(dim=1).mean() < 0.3
-    x, v = x + shifts, network.entry(v)
+    x, v = x + shifts, network.entry(v) if config.angles else torch.zeros_like(v)
     for layer in network.layers:
         h, v = PlainEGNNLayer(layer, TINY.cutoff)(h, v, data.edge_index, x)
     found = encode(network, *molecules)

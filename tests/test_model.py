@@ -108,7 +108,8 @@ def test_a_saved_model_predicts_the_same(model: Model, weights: Path, molecules:
 
 @pytest.fixture(scope="module")
 def ensemble(model: Model) -> Model:
-    return join_models([model, make_model(seed=1), make_model(seed=2)])
+    plain = dataclasses.replace(TINY, vectors=2, angles=False)
+    return join_models([model, make_model(seed=1), make_model(plain, seed=2)])
 
 
 def test_an_ensemble_predicts_the_means_of_its_members(ensemble: Model, molecules: list[Molecule]) -> None:
@@ -147,11 +148,11 @@ def test_a_saved_ensemble_predicts_the_same(ensemble: Model, molecules: list[Mol
     refuse(path, "'network.norm.bias'")
 
 
-def test_what_differs_in_more_than_its_weights_is_no_ensemble(model: Model) -> None:
-    other_shape = make_model(dataclasses.replace(TINY, layers=1))
+def test_what_has_another_cutoff_or_other_data_is_no_ensemble(model: Model) -> None:
+    other_cutoff = make_model(dataclasses.replace(TINY, cutoff=TINY.cutoff + 1.0))
     other_data = Model(model.network, model.baseline, metadata={"data_sha256": "0"})
     scaled = Baseline(model.baseline.coefficients * 1.01, model.baseline.scales)
-    for other in (other_shape, other_data, Model(model.network, scaled)):
+    for other in (other_cutoff, other_data, Model(model.network, scaled)):
         with pytest.raises(WeightsError, match="make no ensemble"):
             join_models([model, other])
 
@@ -243,6 +244,9 @@ def test_tensors_have_to_be_exactly_the_networks(weights: Path) -> None:
         ({"architecture": "3"}, "cannot use"),
         ({"architecture": "[" * 100_000}, "cannot use"),
         ({"version": "not json"}, "cannot use"),
+        ({"others": "3"}, "cannot use"),
+        ({"others": "[3]"}, "cannot use"),
+        ({"others": "[{}]"}, "0 further members where it describes 1"),
         (architecture(unknown=3), "unknown"),
         (architecture(cutoff=float("nan")), "cutoff"),
         (architecture(layers=1), "2 layers where its architecture says 1"),
