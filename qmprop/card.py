@@ -22,18 +22,8 @@ _KINDS: Final = ("dft", "mmff", "xtb")
 _OLDER_ERRORS: Final = {"test_mae": "test split", "validation_mae": "validation"}
 #: Metadata that the card tells in words, a table or not at all.
 _TOLD: Final = frozenset(
-    {
-        "data",
-        "data_sha256",
-        "split_sha256",
-        "training_molecules",
-        "training",
-        "version",
-        "architecture",
-        "others",
-        "properties",
-    }
-    | {"calibration", "accuracy", "limits", *_OLDER_ERRORS}
+    {"data", "data_sha256", "split_sha256", "training_molecules", "training", "version", "properties"}
+    | {"architecture", "others", "calibration", "accuracy", "limits", *_OLDER_ERRORS}
 )
 _COUNT: Final = "molecules"
 _INDENT: Final = 3
