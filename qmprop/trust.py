@@ -183,12 +183,17 @@ class Trust:
         return judged
 
     def _measure(self, traits: Traits, seen: Sequence[Sequence[int]]) -> list[float]:
-        """Return the scores; a molecule that was seen may be nearer to itself than to any anchor."""
+        """Return the scores; a molecule that was seen may be nearer to itself than to any anchor.
+
+        The places of training molecules are kept in bytes, which the strangest of them are beyond: to find itself, a
+        molecule is taken in bytes, too.
+        """
         scores = self.scores(traits)
         for row, own in enumerate(seen):
             if own:
                 known = from_bytes(self.latents[list(own)], self.steps)
-                square = find_nearest(self.place(traits[row : row + 1]), known, 1)[1].item()
+                place = from_bytes(to_bytes(self.place(traits[row : row + 1]), self.steps), self.steps)
+                square = find_nearest(place, known, 1)[1].item()
                 scores[row] = min(scores[row], np.sqrt(square) / self.threshold)
         return [float(score) for score in scores]
 

@@ -186,6 +186,19 @@ def test_a_flaw_puts_a_molecule_outside(known: Known) -> None:
     assert charged.domain.reasons == ("charged",)
 
 
+def test_a_seen_molecule_finds_itself_beyond_the_range_of_the_bytes(known: Known) -> None:
+    trust, row = known.trust, int(known.splits["train"][0])
+    molecule, traits = known.data.molecule(row), known.outcome.traits[row : row + 1]
+    narrow = dataclasses.replace(trust, steps=trust.steps / 50.0)
+    places = trust.place(known.outcome.traits[known.splits["train"]])
+    narrow = dataclasses.replace(narrow, latents=to_bytes(places, narrow.steps))
+    assert (np.abs(trust.place(traits)) > 128.0 * narrow.steps).any()
+    assert narrow.scores(traits)[0] > 0.0
+    (judgment,) = narrow.judge([molecule], traits)
+    assert narrow.name(0) in judgment.seen
+    assert judgment.domain.score == 0.0
+
+
 def test_an_unseen_molecule_smaller_than_nearly_all_is_strange(known: Known) -> None:
     train = known.splits["train"]
     sizes = np.sort(known.data.heavy_atoms[train])
