@@ -88,6 +88,7 @@ def calibrate(
     *,
     data: str | Path = "qm9",
     out: str | Path | None = None,
+    shares: Sequence[float] | None = None,
     device: str = "auto",
     on_load: Progress | None = None,
     on_progress: Progress | None = None,
@@ -99,6 +100,7 @@ def calibrate(
         weights: The weights file, or bundled weights by name; several make an ensemble, which is to be calibrated.
         data: What the weights were trained on: "qm9", its compact cache, or a labeled extxyz file.
         out: Where to write; None writes into the weights file itself, which an ensemble has none of.
+        shares: How much each of several weights counts in the mean; None for all the same.
         device: "auto", "cpu", "cuda", ...
         on_load: Called while QM9 is parsed with the molecules done and to do.
         on_progress: Called with the molecules done and to do.
@@ -111,7 +113,7 @@ def calibrate(
         DataError: The data cannot be read, are not those of the training, or are too few.
         WeightsError: The weights cannot be used, or not together.
         OutputError: The file cannot be written.
-        UsageError: There is no place to write an ensemble to.
+        UsageError: There is no place to write an ensemble to, or not one positive share for each of its weights.
     """
     paths = [find_weights(name) for name in ([weights] if isinstance(weights, str | Path) else weights)]
     if out is None and len(paths) > 1:
@@ -120,7 +122,7 @@ def calibrate(
     if not os.access(target.parent, os.W_OK):  # known before the work is done rather than after it
         raise OutputError(f"cannot write weights {target}", "Choose a folder that exists and can be written.")
     models = [load_model(path, device=device) for path in paths]
-    model = join_models(models) if len(models) > 1 else models[0]
+    model = join_models(models, shares) if len(models) > 1 or shares is not None else models[0]
     molecules = load_data(data, progress=on_load)
     if model.metadata.get("data_sha256") != molecules.sha256:
         raise DataError(f"{paths[0]} was not trained on {molecules.name}", "Give the training data with --data.")
@@ -141,6 +143,7 @@ def write_calibrated(
     calibrated = Model(
         *(model.network, model.baseline),
         others=model.networks[1:],
+        shares=model.shares,
         metadata={**model.metadata, "calibration": facts},
         extras=trust.to_arrays(),
         device=model.device,
@@ -161,7 +164,7 @@ def write_measured(path: Path, model: Model, molecules: Dataset, on_measure: Pro
                 numbers = {key: getattr(errors, name) for key, errors in report.properties.items()}
                 accuracy[kind][name] = {key: shorten(value) for key, value in numbers.items() if value is not None}
     metadata = {**model.metadata, "accuracy": accuracy, "limits": _describe_limits(molecules)}
-    save_model(path, model.network, model.baseline, metadata, model.extras, model.networks[1:])
+    save_model(path, model.network, model.baseline, metadata, model.extras, model.networks[1:], model.shares)
 
 
 def limit_splits(splits: dict[str, NDArray[np.int64]], limit: int | None) -> dict[str, NDArray[np.int64]]:

@@ -23,7 +23,7 @@ _OLDER_ERRORS: Final = {"test_mae": "test split", "validation_mae": "validation"
 #: Metadata that the card tells in words, a table or not at all.
 _TOLD: Final = frozenset(
     {"data", "data_sha256", "split_sha256", "training_molecules", "training", "version", "properties"}
-    | {"architecture", "others", "calibration", "accuracy", "limits", *_OLDER_ERRORS}
+    | {"architecture", "others", "shares", "calibration", "accuracy", "limits", *_OLDER_ERRORS}
 )
 _COUNT: Final = "molecules"
 _INDENT: Final = 3
@@ -88,7 +88,10 @@ def _describe_others(metadata: Mapping[str, Any]) -> str:
         _plain({key: shape[key] for key in shape if shape[key] != first.get(key)}) for shape in shapes
     )
     different = "; ".join(filter(None, changes))
-    return f"{len(shapes)} more, averaged" + (f"; with {different}" if different else "") if shapes else ""
+    shares = metadata.get("shares")
+    known = [f"{share:.3g}" for share in shares if type(share) is float] if isinstance(shares, list) else []
+    averaged = f"{len(shapes)} more, averaged" + (f" with shares of {_join(known)}" if known else "")
+    return averaged + (f"; with {different}" if different else "") if shapes else ""
 
 
 def _describe_trust(metadata: Mapping[str, Any]) -> dict[str, str]:

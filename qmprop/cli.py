@@ -538,6 +538,12 @@ def calibrate(
     out: Annotated[
         str | None, typer.Option("-o", "--out", metavar="FILE", help="Write here. Default: into the file itself.")
     ] = None,
+    share: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--share", metavar="X", help="How much each network of an ensemble counts, once for each -w. Default: 1."
+        ),
+    ] = None,
     device: DeviceOption = "auto",
 ) -> int:
     """Give weights their error bars, and a sense of what they do not know.
@@ -558,7 +564,14 @@ def calibrate(
 
     with console.bars("Reading QM9", "Calibrating", "Measuring") as (load, advance, measure):
         model = run_calibration(
-            weights, data=data, out=out, device=device, on_load=load, on_progress=advance, on_measure=measure
+            weights,
+            data=data,
+            out=out,
+            shares=share or None,
+            device=device,
+            on_load=load,
+            on_progress=advance,
+            on_measure=measure,
         )
     console.print_note(f"calibrated weights {model.id} are in {out or weights[0]}")
     return OK

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import secrets
@@ -33,7 +34,7 @@ from qmprop.baseline import Baseline, Composition, atomization, center, compose
 from qmprop.bundled import bundled_folders
 from qmprop.config import ModelConfig
 from qmprop.egnn import EGNN, LATENTS
-from qmprop.errors import ConfigError, DeviceError, OutputError, WeightsError
+from qmprop.errors import ConfigError, DeviceError, OutputError, UsageError, WeightsError
 from qmprop.graph import build_graph, concatenate
 from qmprop.molecule import Molecule
 from qmprop.targets import ATOMIZATION_KEYS, DEFAULT_KEYS, ELEMENTS, TARGETS
@@ -50,6 +51,8 @@ _BATCH_ATOMS: Final = 1024
 _PART_ATOMS: Final = 128  # that make it worth a thread's while
 _SMALL_MOVE: Final = 1e-4  # Å, below which all moves of atoms look alike
 _SMALL_SPREAD: Final = 1e-3  # the same of the normalized outputs of an ensemble's members
+#: Entries of the header that decide the predictions, besides the tensors.
+_DECISIVE: Final = ("architecture", "others", "shares")
 _MEMBER: Final = re.compile(r"member([1-9][0-9]*)\.")  # what the names of a further member's tensors begin with
 
 
@@ -93,6 +96,7 @@ class Model:
         config: Shape of the network; of an ensemble that of the first.
         network: The network, in evaluation mode; of an ensemble the first.
         networks: All networks, whose predictions are averaged.
+        shares: How much each of them counts in the mean, 1 in sum.
         baseline: What is removed before and restored after it.
         metadata: What the file says about itself (training data, configuration, errors).
         extras: Further arrays of the file, by name: its calibration.
@@ -105,6 +109,7 @@ class Model:
         baseline: Baseline,
         *,
         others: Sequence[EGNN] = (),
+        shares: Sequence[float] | None = None,
         name: str = "unsaved",
         digest: str = "0" * 64,
         metadata: Mapping[str, Any] | None = None,
@@ -117,6 +122,8 @@ class Model:
         self.device = torch.device(device)
         self.networks = tuple(member.to(self.device).eval() for member in (network, *others))
         self.network = self.networks[0]
+        counts = np.ones(len(self.networks)) if shares is None else np.array(shares, dtype=np.float64)
+        self.shares = tuple((counts / counts.sum()).tolist())
         self.baseline = baseline
         self.metadata = dict(metadata or {})
         self.extras = dict(extras or {})
@@ -177,8 +184,10 @@ class Model:
             ]
         geometries = [encoding.positions.cpu().double().numpy() for encoding in encodings]
         compositions = [compose(numbers, geometry, offsets) for geometry in geometries]
-        values = np.mean([self.baseline.restore(*pair) for pair in zip(read, compositions, strict=True)], axis=0)
-        outputs, refined = np.mean(read, axis=0), np.mean(geometries, axis=0)
+        restored = [self.baseline.restore(*pair) for pair in zip(read, compositions, strict=True)]
+        values, outputs, refined = (
+            np.average(parts, axis=0, weights=self.shares) for parts in (restored, read, geometries)
+        )
         composition = compositions[0] if len(self.networks) == 1 else compose(numbers, refined, offsets)
         moves = refined - centered
         traits = _pool(encodings[0].h.cpu().numpy(), moves, outputs, composition, offsets)
@@ -282,10 +291,11 @@ def load_model(name_or_path: str | Path = BUNDLED, *, device: str = "auto") -> M
         tensors = load_tensors(content)
         config = ModelConfig(**json.loads(header["architecture"]))
         shapes = [ModelConfig(**shape) for shape in json.loads(header.get("others", "[]"))]
+        shares = _check_shares(json.loads(header.get("shares", "null")), 1 + len(shapes))
         metadata = {key: json.loads(text) for key, text in header.items() if key != "format"}
     except (SafetensorError, ConfigError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
-    digest = _digest(header["architecture"] + header.get("others", ""), tensors)
+    digest = _digest("".join(header.get(key, "") for key in _DECISIVE), tensors)
     extras = {key: tensors.pop(key).numpy() for key in sorted(tensors) if key.startswith(_EXTRA)}
     members = _split_members(tensors, path)
     if len(members) != len(shapes):
@@ -298,6 +308,7 @@ def load_model(name_or_path: str | Path = BUNDLED, *, device: str = "auto") -> M
     return Model(
         *(network, baseline),
         others=others,
+        shares=shares,
         name=path.stem,
         digest=digest,
         metadata=metadata,
@@ -306,12 +317,23 @@ def load_model(name_or_path: str | Path = BUNDLED, *, device: str = "auto") -> M
     )
 
 
-def join_models(models: Sequence[Model]) -> Model:
+def join_models(models: Sequence[Model], shares: Sequence[float] | None = None) -> Model:
     """Return an ensemble of all the networks of models, with the metadata of the first and no calibration.
 
+    Args:
+        models: The models.
+        shares: How much each counts in the mean; None for all the same.
+
     Raises:
+        UsageError: There is not one share for each model, or one that is no positive number.
         WeightsError: They differ in cut-off, in baseline or in the data and the split that they were trained on.
     """
+    counts = [1.0] * len(models) if shares is None else list(shares)
+    if len(counts) != len(models) or not all(0.0 < count < math.inf for count in counts):
+        raise UsageError(
+            f"the shares {', '.join(f'{count:g}' for count in counts)} do not fit {len(models)} weights",
+            "Give a positive number for each of them, or none at all.",
+        )
     first, *others = models
     for other in others:
         same = other.config.cutoff == first.config.cutoff and all(
@@ -324,11 +346,14 @@ def join_models(models: Sequence[Model]) -> Model:
                 "Join weights of the same cut-off, trained on the same molecules.",
             )
     networks = [network for model in models for network in model.networks]
+    parts = [count * share for model, count in zip(models, counts, strict=True) for share in model.shares]
     told = {"accuracy", "calibration", "limits"}
     metadata = {key: value for key, value in first.metadata.items() if key not in told}
     if others:
         metadata["members"] = [model.id for model in models]
-    return Model(networks[0], first.baseline, others=networks[1:], metadata=metadata, device=first.device)
+    return Model(
+        *(networks[0], first.baseline), others=networks[1:], shares=parts, metadata=metadata, device=first.device
+    )
 
 
 def save_model(
@@ -338,6 +363,7 @@ def save_model(
     metadata: Mapping[str, Any],
     extras: Mapping[str, NDArray[Any]] | None = None,
     others: Sequence[EGNN] = (),
+    shares: Sequence[float] | None = None,
 ) -> None:
     """Write a weights file, whole or not at all.
 
@@ -348,6 +374,7 @@ def save_model(
         metadata: Plain values to keep beside the tensors.
         extras: Further arrays by name: the calibration.
         others: Further members of an ensemble, with the same baseline and cut-off.
+        shares: How much each network counts in the mean; None for all the same.
 
     Raises:
         OutputError: The file cannot be written.
@@ -363,11 +390,13 @@ def save_model(
     tensors["baseline.scales"] = torch.from_numpy(baseline.scales.copy())
     for key, array in (extras or {}).items():
         tensors[_EXTRA + key] = torch.from_numpy(np.array(array))
-    header = {key: json.dumps(value, allow_nan=False) for key, value in metadata.items() if key != "others"}
+    header = {key: json.dumps(value, allow_nan=False) for key, value in metadata.items() if key not in _DECISIVE}
     header |= {"format": _FORMAT, "architecture": json.dumps(dataclasses.asdict(network.config))}
     if others:
         header["others"] = json.dumps([dataclasses.asdict(other.config) for other in others])
-    header["sha256"] = json.dumps(_digest(header["architecture"] + header.get("others", ""), tensors))
+    if others and shares is not None and len(set(shares)) > 1:
+        header["shares"] = json.dumps(list(shares))
+    header["sha256"] = json.dumps(_digest("".join(header.get(key, "") for key in _DECISIVE), tensors))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         temporary.write_bytes(_sort_header(save_tensors(tensors, metadata=header)))
@@ -452,6 +481,16 @@ def _digest(shapes: str, tensors: Mapping[str, Tensor]) -> str:
         if tensors[key].numel():  # torch cannot view the bytes of nothing
             digest.update(tensors[key].contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _check_shares(value: object, count: int) -> list[float] | None:
+    """Return what a file says of how much its networks count; raise ValueError where it makes no sense."""
+    if value is None:
+        return None
+    numbers = value if isinstance(value, list) else []
+    if len(numbers) != count or not all(type(number) is float and 0.0 < number < math.inf for number in numbers):
+        raise ValueError("the shares of its networks are not a positive number each")
+    return numbers
 
 
 def _split_members(tensors: dict[str, Tensor], path: Path) -> list[dict[str, Tensor]]:

@@ -145,13 +145,16 @@ def test_several_weights_make_an_ensemble(trained: Trained, bare: Path, capfd: p
         "error: an ensemble needs a file of its own. Name it with -o.\n"
     )
     both = bare.with_name("both.safetensors")
-    assert run([*map(str, command), "-o", str(both)]) == 0
+    assert refuse(*command[1:], "-o", both, "--share", 2, capfd=capfd, status=2) == (
+        "error: the shares 2 do not fit 2 weights. Give a positive number for each of them, or none at all.\n"
+    )
+    assert run([*map(str, command), "-o", str(both), "--share", "3", "--share", "1"]) == 0
     first, second, ensemble = (load_model(path, device="cpu") for path in (bare, other, both))
     assert ensemble.metadata["members"] == [first.id, second.id]
     test = trained.molecules.select(split_other(COUNT)["test"])
     arrays = test.numbers, test.positions, test.offsets
     found, one, two = (next(each.run_arrays(*arrays)).values for each in (ensemble, first, second))
-    np.testing.assert_allclose(found, (one + two) / 2.0, rtol=1e-9)
+    np.testing.assert_allclose(found, 0.75 * one + 0.25 * two, rtol=1e-9)
     report = evaluate(weights=ensemble, data=trained.molecules)
     for key, errors in report.properties.items():
         assert ensemble.metadata["accuracy"]["dft"]["mae"][key] == pytest.approx(errors.mae, rel=1e-4)

@@ -163,5 +163,12 @@ def test_members_of_other_shapes_are_told() -> None:
     others = [{"node_width": 192, "vectors": 8, "angles": False}] * 2
     shown = show(CARD | {"architecture": first, "others": others})
     assert "   others      2 more, averaged; with vectors=8, angles=False\n" in shown
-    for damaged in ({}, {"others": [3]}, {"others": "two"}, {"others": [{"vectors": []}], "architecture": None}):
+    shown = show(CARD | {"architecture": first, "others": others, "shares": [0.45, 0.3, 0.25]})
+    assert "   others      2 more, averaged with shares of 0.45, 0.3 and 0.25; with\n" in shown
+    for damaged in (
+        {"others": others, "shares": 3},
+        {"others": [3]},
+        {"others": "two"},
+        {"others": [{"vectors": []}], "architecture": None},
+    ):
         assert show(CARD | damaged)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import math
 import pickle
 import resource
 import time
@@ -38,7 +39,7 @@ import qmprop.model
 from qmprop.baseline import Baseline
 from qmprop.config import ModelConfig
 from qmprop.egnn import LATENTS
-from qmprop.errors import DeviceError, OutputError, WeightsError
+from qmprop.errors import DeviceError, OutputError, UsageError, WeightsError
 from qmprop.graph import concatenate
 from qmprop.model import Model, choose_device, find_weights, join_models, load_model, save_model
 from qmprop.molecule import Molecule
@@ -146,6 +147,32 @@ def test_a_saved_ensemble_predicts_the_same(ensemble: Model, molecules: list[Mol
     path = tmp_path / "two.safetensors"
     rewrite(path, tensors=lambda found: found.pop("member1.norm.bias"))
     refuse(path, "'network.norm.bias'")
+
+
+def test_members_count_by_their_shares(ensemble: Model, molecules: list[Molecule], tmp_path: Path) -> None:
+    members = [Model(network, ensemble.baseline) for network in ensemble.networks]
+    weighted = join_models([join_models(members[:2], [3.0, 1.0]), members[2]], [8.0, 2.0])
+    assert weighted.shares == pytest.approx([0.6, 0.2, 0.2])
+    expected = sum(
+        share * member.predict(molecules)["gap"] for share, member in zip(weighted.shares, members, strict=True)
+    )
+    np.testing.assert_allclose(weighted.predict(molecules)["gap"], expected, rtol=1e-9)
+    path = tmp_path / "weighted.safetensors"
+    save_model(path, weighted.network, weighted.baseline, {}, {}, weighted.networks[1:], weighted.shares)
+    loaded = load_model(path, device="cpu")
+    assert loaded.shares == weighted.shares
+    np.testing.assert_array_equal(loaded.predict(molecules)["gap"], weighted.predict(molecules)["gap"])
+    save_model(tmp_path / "even.safetensors", weighted.network, weighted.baseline, {}, {}, weighted.networks[1:])
+    even = load_model(tmp_path / "even.safetensors", device="cpu")
+    assert even.digest != loaded.digest
+    assert even.shares == pytest.approx([1 / 3] * 3)
+    for shares in ([1.0], [1.0, 0.0], [1.0, math.nan], [1.0, -2.0]):
+        with pytest.raises(UsageError, match="do not fit 2 weights"):
+            join_models(members[:2], shares)
+    for wrong in ("[1.0]", "[0.5, 0.5, -1.0]", '["a", 1.0, 1.0]', "3", "[true, 1.0, 1.0]"):
+        rewrite(path, header={"shares": wrong})
+        refuse(path, "shares of its networks")
+        save_model(path, weighted.network, weighted.baseline, {}, {}, weighted.networks[1:], weighted.shares)
 
 
 def test_what_has_another_cutoff_or_other_data_is_no_ensemble(model: Model) -> None:
