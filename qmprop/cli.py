@@ -477,8 +477,8 @@ def train(
 ) -> int:
     """Train a network on QM9's training split, and calibrate it.
 
-    Without options this is a job like the one that made the bundled weights;
-    their card tells its two stages.
+    Without options this is the first stage of what made the first of the
+    bundled networks; their card tells the others.
     The run's folder holds its settings, logs and checkpoints, and at the end a
     file for predict -w and eval -w. Ctrl-C leaves a run that --resume continues.
 
