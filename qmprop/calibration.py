@@ -24,13 +24,14 @@ from qmprop.limits import Limits, learn_limits
 from qmprop.model import Model, find_weights, join_models, load_model, save_model
 from qmprop.qm9 import is_whole_qm9, load_data, split_data
 from qmprop.targets import DEFAULT_KEYS, ELEMENTS
-from qmprop.topology import find_bonds, hash_graphs
+from qmprop.topology import find_bonds, hash_graphs, hash_surroundings
 from qmprop.trust import (
     FEW,
     GROUPS,
     LATENT_SIZE,
     LEVEL,
     LEVELS,
+    RARE,
     REACH,
     Traits,
     Trust,
@@ -242,7 +243,7 @@ def fit_trust(
     scales = [predict_scales(low, high, weights, biases, sample.traits) for sample in promised]
     moves = [find_moves(sample.traits, features) for sample in promised]
     edges, quantiles = _find_quantiles(promised, scales, np.concatenate(moves))
-    keys = _hash_molecules(molecules, splits["train"])
+    keys, surroundings = _hash_molecules(molecules, splits["train"])
     order = np.argsort(keys, kind="stable")
     trust = Trust(
         low=low,
@@ -258,6 +259,7 @@ def fit_trust(
         anchors=_choose_anchors(molecules, splits["train"]),
         threshold=1.0,
         smallest=int(np.sort(molecules.heavy_atoms[splits["train"]])[:FEW][-1]),
+        surroundings=surroundings,
         limits=_learn_limits(molecules, splits["train"][:_GEOMETRIES], others),
         ids=molecules.ids[splits["train"]],
         keys=keys[order],
@@ -417,13 +419,18 @@ def _learn_limits(molecules: Dataset, rows: NDArray[np.int64], others: Sequence[
     return functools.reduce(Limits.join, (learn_limits(*_with_pairs(part)) for part in parts if len(part)))
 
 
-def _hash_molecules(molecules: Dataset, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-    found = []
+def _hash_molecules(molecules: Dataset, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
+    """Return a hash of each molecule [rows], and those of surroundings of atoms that enough of them have, ascending."""
+    found, pairs = [], []
     for part in _blocks(rows):
         block = molecules.select(part)
         numbers, positions, offsets, first, second = _with_pairs(block)
-        found.append(hash_graphs(numbers, offsets, find_bonds(numbers, positions, first, second)))
-    return np.concatenate(found)
+        bonds = find_bonds(numbers, positions, first, second)
+        found.append(hash_graphs(numbers, offsets, bonds))
+        owners = np.repeat(np.arange(len(part)), np.diff(offsets)).astype(np.uint64)
+        pairs.append(np.unique(np.stack([hash_surroundings(numbers, bonds), owners]), axis=1)[0])
+    kinds, counts = np.unique(np.concatenate(pairs), return_counts=True)
+    return np.concatenate(found), kinds[counts >= RARE]
 
 
 def _with_pairs(block: Dataset) -> tuple[NDArray[np.int64], Array, NDArray[np.int64], Any, Any]:

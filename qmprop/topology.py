@@ -13,6 +13,7 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float64]
@@ -128,6 +129,22 @@ def hash_graphs(numbers: _Ints, offsets: _Ints, bonds: Bonds) -> _Hashes:
     for _ in range(_ROUNDS):
         colors = _mix(_mix(colors) + _sum_segments(_mix(colors[seen] + labels), starts))
     return _mix(_sum_segments(_mix(colors), np.concatenate([[0], np.cumsum(node)])[offsets]))
+
+
+def hash_surroundings(numbers: _Ints, bonds: Bonds) -> _Hashes:
+    """Return a hash of every atom's surroundings: what it is and what its neighbors are [N].
+
+    What an atom is are its element, the number of its bonds, and the number of rings of three that it is in.
+    """
+    count = len(numbers)
+    senders = np.concatenate([bonds.first, bonds.second])
+    order = np.argsort(senders, kind="stable")
+    neighbors = np.concatenate([bonds.second, bonds.first])[order]
+    starts = np.concatenate([[0], np.cumsum(_count(senders, count))])
+    bonded = csr_array((np.ones(len(neighbors), dtype=np.int64), neighbors, starts), shape=(count, count))
+    rings = ((bonded @ bonded) * bonded).sum(axis=1) // 2
+    kinds = _mix(((numbers * 64 + np.diff(starts)) * 64 + rings).astype(np.uint64))
+    return _mix(_mix(kinds) + _sum_segments(_mix(kinds[neighbors]), starts))
 
 
 def _see(first: _Ints, second: _Ints, count: int) -> tuple[_Ints, _Hashes, _Ints]:

@@ -25,8 +25,8 @@ from qmprop.model import OTHER_TRAITS, Model
 from qmprop.molecule import Molecule, find_flaws
 from qmprop.oddities import find_oddities
 from qmprop.records import Domain, Message
-from qmprop.targets import DEFAULT_KEYS
-from qmprop.topology import find_bonds, hash_graphs
+from qmprop.targets import DEFAULT_KEYS, ELEMENTS
+from qmprop.topology import find_bonds, hash_graphs, hash_surroundings
 
 Array = NDArray[np.float64]
 Traits = NDArray[np.float32]
@@ -40,7 +40,9 @@ GROUPS: Final = 3
 #: Numbers that place a molecule in the latent space.
 LATENT_SIZE: Final = 48
 #: A size that fewer training molecules have, together with all smaller ones, is unknown.
-FEW: Final = 10
+FEW: Final = 100
+#: Surroundings of an atom that fewer training molecules have are unknown.
+RARE: Final = 10
 #: Pairs of atoms closer than this (Å) are looked at for bonds and oddities.
 REACH: Final = 5.0
 _ZERO: Final = 128  # as a byte
@@ -75,6 +77,7 @@ class Trust:
         threshold: Distance from the nearest of them beyond which a molecule is unknown.
         limits: Distances and valences in the training molecules.
         smallest: With fewer heavy atoms there are fewer than `FEW` training molecules.
+        surroundings: Hashes of the surroundings of atoms that `RARE` training molecules or more have, ascending [S].
         ids: Numbers of the training molecules in their data [n].
         keys: Hashes of their bonds, ascending [n].
         order: Rows of the training molecules in the order of `keys` [n].
@@ -95,6 +98,7 @@ class Trust:
     threshold: float
     limits: Limits
     smallest: int
+    surroundings: NDArray[np.uint64]
     ids: NDArray[np.int64]
     keys: NDArray[np.uint64]
     order: NDArray[np.int64]
@@ -168,14 +172,22 @@ class Trust:
         bonds = find_bonds(numbers, positions, first, second)
         oddities = find_oddities(numbers, positions, offsets, bonds, first, second, self.limits)
         seen = [self._find_rows(key) for key in hash_graphs(numbers, offsets, bonds)]
+        unknown = ~np.isin(hash_surroundings(numbers, bonds), self.surroundings)
+        strange = [atoms.nonzero()[0].tolist() for atoms in np.split(unknown, offsets[1:-1])]
         judged = []
-        for molecule, odd, rows, score in zip(molecules, oddities, seen, self._measure(traits, seen), strict=True):
+        for molecule, odd, rows, score, atoms in zip(
+            molecules, oddities, seen, self._measure(traits, seen), strange, strict=True
+        ):
             messages = [*find_flaws(molecule), *odd]
             if score > 1.0:
                 text = f"The training molecules are unlike it: {score:.1f} times as far as is usual."
                 messages.append(Message("far-from-training", text))
             elif not rows and molecule.heavy_atoms < self.smallest:
                 text = f"Fewer than {FEW} training molecules are as small, and it is none of them."
+                messages.append(Message("far-from-training", text))
+            elif not rows and atoms:
+                name = f"{ELEMENTS[int(molecule.numbers[atoms[0]])]}{atoms[0] + 1}"
+                text = f"Fewer than {RARE} training molecules have an atom with such neighbors as {name}."
                 messages.append(Message("far-from-training", text))
             reasons = tuple(message.code for message in messages)
             domain = Domain("out" if reasons else "in", score, reasons)
@@ -214,6 +226,7 @@ class Trust:
         arrays["keys"] = np.empty_like(self.keys)
         arrays["keys"][self.order] = self.keys
         arrays["keys"] = arrays["keys"].view(np.int64)  # which every reader of safetensors knows
+        arrays["surroundings"] = self.surroundings.view(np.int64)
         for number, (matrix, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             arrays |= {f"weight{number}": matrix, f"bias{number}": bias}
         return arrays | {f"limits.{name}": array for name, array in self.limits.to_arrays().items()}
@@ -233,7 +246,7 @@ class Trust:
         """
         limits = {name.removeprefix("limits."): value for name, value in arrays.items() if name.startswith("limits.")}
         try:
-            sizes = {name: len(arrays[name]) for name in ("bias0", "latents", "anchors", "quantiles")}
+            sizes = {name: len(arrays[name]) for name in ("bias0", "latents", "anchors", "quantiles", "surroundings")}
             shapes = _shapes(traits, features, *sizes.values())
             for name, (shape, kind) in shapes.items():
                 if arrays[name].shape != shape or arrays[name].dtype.type is not kind:
@@ -257,6 +270,7 @@ class Trust:
             threshold=float(arrays["threshold"][0]),
             limits=Limits.from_arrays(limits),
             smallest=int(arrays["smallest"][0]),
+            surroundings=np.sort(arrays["surroundings"].view(np.uint64)),
             ids=arrays["ids"].astype(np.int64),
             keys=keys[order],
             order=order,
@@ -268,7 +282,7 @@ _PLAIN: Final = ("low", "high", "edges", "quantiles", "projection", "origin", "s
 
 
 def _shapes(
-    traits: int, features: int, width: int, count: int, anchors: int, groups: int
+    traits: int, features: int, width: int, count: int, anchors: int, groups: int, surroundings: int
 ) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
     """Return the shape and type of every array that a calibration has, but those of the limits."""
     outputs = len(DEFAULT_KEYS)
@@ -284,6 +298,7 @@ def _shapes(
         "anchors": ((anchors,), np.int32),
         "threshold": ((1,), np.float64),
         "smallest": ((1,), np.int32),
+        "surroundings": ((surroundings,), np.int64),
         "ids": ((count,), np.int32),
         "keys": ((count,), np.int64),
     }

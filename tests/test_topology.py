@@ -10,7 +10,7 @@ import pytest
 from samples import alkane, embed, join, move, pair_up, random_rotation, read_molecules
 
 from qmprop.molecule import Molecule
-from qmprop.topology import Bonds, find_bonds, hash_graphs, label_fragments
+from qmprop.topology import Bonds, find_bonds, hash_graphs, hash_surroundings, label_fragments
 
 
 def build(name: str) -> Molecule:
@@ -157,3 +157,22 @@ def test_fragments_are_labeled_by_their_first_atom():
     assert label_fragments(8, first, second).tolist() == [0, 1, 2, 1, 4, 1, 0, 2]
     chain = np.random.default_rng(0).permutation(5000)
     assert not label_fragments(5000, chain[1:], chain[:-1]).any()
+
+
+def test_surroundings_are_an_atom_and_its_neighbors() -> None:
+    """Ketene's carbons are of a kind of their own; those of a ring of three differ from those of a chain."""
+
+    def look(symbols: str, *pairs: tuple[int, int]) -> list[int]:
+        numbers = np.array([{"H": 1, "C": 6, "O": 8}[symbol] for symbol in symbols])
+        ends = np.array(pairs).T
+        return hash_surroundings(numbers, Bonds(ends[0], ends[1], np.ones(len(pairs)))).tolist()
+
+    ketene = look("CCOHH", (0, 1), (1, 2), (0, 3), (0, 4))
+    turned = look("HHOCC", (4, 3), (4, 0), (1, 4), (3, 2))
+    assert ketene == turned[::-1][:2] + turned[2:3] + turned[:2]
+    assert ketene[3] == ketene[4]
+    assert len(set(ketene)) == 4
+    ring = look("CCC", (0, 1), (1, 2), (2, 0))
+    square = look("CCCC", (0, 1), (1, 2), (2, 3), (3, 0))
+    assert len(set(ring)) == len(set(square)) == 1
+    assert ring[0] != square[0]

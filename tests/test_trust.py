@@ -19,7 +19,8 @@ from qmprop.model import Model, Outcome
 from qmprop.molecule import Molecule
 from qmprop.qm9 import split_other
 from qmprop.targets import DEFAULT_KEYS
-from qmprop.trust import FEW, LEVELS, Trust, check_level, find_nearest, from_bytes, load_trust, to_bytes
+from qmprop.topology import Bonds, hash_surroundings
+from qmprop.trust import FEW, LEVELS, RARE, Trust, check_level, find_nearest, from_bytes, load_trust, to_bytes
 
 COUNT = 4000
 #: The network that the errors are laid around; what it predicts does not matter.
@@ -216,8 +217,22 @@ def test_an_unseen_molecule_smaller_than_nearly_all_is_strange(known: Known) -> 
     assert large.domain.verdict == "in"
     assert seen.seen
     assert seen.domain.verdict == "in"
-    (known_size,) = dataclasses.replace(near, smallest=2).judge([unseen], zeros[:1])
-    assert known_size.domain.verdict == "in"
+
+
+def test_an_atom_with_neighbors_of_a_new_kind_is_strange(known: Known) -> None:
+    near = dataclasses.replace(known.trust, smallest=2, threshold=1e6)
+    chain = Molecule(np.array([8, 6, 8]), np.array([[-1.16, 0, 0], [0, 0, 0], [1.16, 0, 0.0]]))
+    zeros = np.zeros_like(known.outcome.traits[:1])
+    (found,) = near.judge([chain], zeros)
+    assert found.domain.reasons == ("far-from-training",)
+    assert f"Fewer than {RARE} training molecules have an atom with such neighbors as O1." in found.messages[0].text
+    ends = np.array([0, 1]), np.array([1, 2])
+    own = hash_surroundings(chain.numbers, Bonds(*ends, np.full(2, 1.16)))
+    learned = dataclasses.replace(near, surroundings=np.union1d(near.surroundings, own))
+    assert learned.judge([chain], zeros)[0].domain.verdict == "in"
+    rows = known.splits["train"][:50]
+    judged = near.judge([known.data.molecule(int(row)) for row in rows], known.outcome.traits[rows])
+    assert all(judgment.domain.verdict == "in" for judgment in judged)
 
 
 def test_arrays_keep_the_calibration(known: Known) -> None:
