@@ -40,7 +40,7 @@ GROUPS: Final = 3
 #: Numbers that place a molecule in the latent space.
 LATENT_SIZE: Final = 48
 #: A size that fewer training molecules have, together with all smaller ones, is unknown.
-FEW: Final = 100
+FEW: Final = 10
 #: Surroundings of an atom that fewer training molecules have are unknown.
 RARE: Final = 10
 #: Pairs of atoms closer than this (Å) are looked at for bonds and oddities.
