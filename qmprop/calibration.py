@@ -122,8 +122,7 @@ def calibrate(
     target = paths[0] if out is None else Path(out)
     if not os.access(target.parent, os.W_OK):  # known before the work is done rather than after it
         raise OutputError(f"cannot write weights {target}", "Choose a folder that exists and can be written.")
-    models = [load_model(path, device=device) for path in paths]
-    model = join_models(models, shares) if len(models) > 1 or shares is not None else models[0]
+    model = join_models([load_model(path, device=device) for path in paths], shares)
     molecules = load_data(data, progress=on_load)
     if model.metadata.get("data_sha256") != molecules.sha256:
         raise DataError(f"{paths[0]} was not trained on {molecules.name}", "Give the training data with --data.")

@@ -69,11 +69,16 @@ class _Case:
 
     def name(self, atom: int) -> str:
         """Return element and place in its molecule, from 1."""
-        return f"{ELEMENTS[int(self.numbers[atom])]}{atom - int(self.offsets[self.molecules[atom]]) + 1}"
+        return name_atom(int(self.numbers[atom]), atom - int(self.offsets[self.molecules[atom]]))
 
     def count(self, atoms: NDArray[np.bool_] | _Ints) -> _Ints:
         """Return how many of these atoms each molecule owns [M]."""
         return np.bincount(self.molecules[atoms], minlength=len(self.offsets) - 1).astype(np.int64)
+
+
+def name_atom(number: int, place: int) -> str:
+    """Return element and place in the molecule, which is given from 0 and told from 1: "C3"."""
+    return f"{ELEMENTS[number]}{place + 1}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
 
 _Ints = NDArray[np.int64]
 _Floats = NDArray[np.float64]
@@ -137,14 +136,14 @@ def hash_surroundings(numbers: _Ints, bonds: Bonds) -> _Hashes:
     What an atom is are its element, the number of its bonds, and the number of rings of three that it is in.
     """
     count = len(numbers)
-    senders = np.concatenate([bonds.first, bonds.second])
-    order = np.argsort(senders, kind="stable")
-    neighbors = np.concatenate([bonds.second, bonds.first])[order]
-    starts = np.concatenate([[0], np.cumsum(_count(senders, count))])
-    bonded = csr_array((np.ones(len(neighbors), dtype=np.int64), neighbors, starts), shape=(count, count))
-    rings = ((bonded @ bonded) * bonded).sum(axis=1) // 2
-    kinds = _mix(((numbers * 64 + np.diff(starts)) * 64 + rings).astype(np.uint64))
-    return _mix(_mix(kinds) + _sum_segments(_mix(kinds[neighbors]), starts))
+    neighbors, begins = _list_neighbors(bonds.first, bonds.second, count)
+    atoms = np.repeat(np.arange(count), np.diff(begins))
+    sizes, steps = _walk(neighbors, neighbors, begins)
+    walkers = np.repeat(atoms, sizes)
+    closed = np.isin(walkers * count + steps, atoms * count + neighbors)
+    rings = _count(walkers[closed], count) // 2  # one for each way round
+    kinds = _mix(((numbers * 64 + np.diff(begins)) * 64 + rings).astype(np.uint64))
+    return _mix(_mix(kinds) + _sum_segments(_mix(kinds[neighbors]), begins))
 
 
 def _see(first: _Ints, second: _Ints, count: int) -> tuple[_Ints, _Hashes, _Ints]:
@@ -154,17 +153,13 @@ def _see(first: _Ints, second: _Ints, count: int) -> tuple[_Ints, _Hashes, _Ints
         Atom i sees the entries `starts[i]:starts[i + 1]` of the other two: a label of distance and number of ways
         (uint64), and which atom.
     """
-    senders = np.concatenate([first, second])
-    order = np.argsort(senders, kind="stable")
-    neighbors = np.concatenate([second, first])[order]
-    begins = np.concatenate([[0], np.cumsum(_count(senders, count))])
+    neighbors, begins = _list_neighbors(first, second, count)
     keys: list[_Ints] = [np.zeros(0, dtype=np.int64), np.arange(count) * (count + 1)]
     ways = np.zeros(0, dtype=np.int64)
     labels: list[_Hashes] = []
     for distance in range(1, _REACH + 1):
         viewers, ends = np.divmod(keys[-1], count)
-        sizes = begins[ends + 1] - begins[ends]
-        steps = neighbors[np.repeat(begins[ends] - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())]
+        sizes, steps = _walk(ends, neighbors, begins)
         reached, ways = np.unique(np.repeat(viewers * count, sizes) + steps, return_counts=True)
         new = ~np.isin(reached, np.concatenate(keys[-2:]))
         keys.append(reached[new])
@@ -173,6 +168,19 @@ def _see(first: _Ints, second: _Ints, count: int) -> tuple[_Ints, _Hashes, _Ints
     order = np.argsort(found)
     viewers, seen = np.divmod(found[order], max(count, 1))
     return np.searchsorted(viewers, np.arange(count + 1)), np.concatenate(labels)[order], seen
+
+
+def _list_neighbors(first: _Ints, second: _Ints, count: int) -> tuple[_Ints, _Ints]:
+    """Return the neighbors of all atoms, and where those of atom i are among them: `begins[i]:begins[i + 1]`."""
+    senders = np.concatenate([first, second])
+    order = np.argsort(senders, kind="stable")
+    return np.concatenate([second, first])[order], np.concatenate([[0], np.cumsum(_count(senders, count))])
+
+
+def _walk(ends: _Ints, neighbors: _Ints, begins: _Ints) -> tuple[_Ints, _Ints]:
+    """Return to how many atoms one bond leads from each of `ends`, and to which, one after the other."""
+    sizes = begins[ends + 1] - begins[ends]
+    return sizes, neighbors[np.repeat(begins[ends] - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())]
 
 
 def _mix(values: _Hashes) -> _Hashes:

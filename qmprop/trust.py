@@ -23,9 +23,9 @@ from qmprop.graph import build_graph, concatenate
 from qmprop.limits import Limits
 from qmprop.model import OTHER_TRAITS, Model
 from qmprop.molecule import Molecule, find_flaws
-from qmprop.oddities import find_oddities
+from qmprop.oddities import find_oddities, name_atom
 from qmprop.records import Domain, Message
-from qmprop.targets import DEFAULT_KEYS, ELEMENTS
+from qmprop.targets import DEFAULT_KEYS
 from qmprop.topology import find_bonds, hash_graphs, hash_surroundings
 
 Array = NDArray[np.float64]
@@ -179,20 +179,23 @@ class Trust:
             molecules, oddities, seen, self._measure(traits, seen), strange, strict=True
         ):
             messages = [*find_flaws(molecule), *odd]
-            if score > 1.0:
-                text = f"The training molecules are unlike it: {score:.1f} times as far as is usual."
-                messages.append(Message("far-from-training", text))
-            elif not rows and molecule.heavy_atoms < self.smallest:
-                text = f"Fewer than {FEW} training molecules are as small, and it is none of them."
-                messages.append(Message("far-from-training", text))
-            elif not rows and atoms:
-                name = f"{ELEMENTS[int(molecule.numbers[atoms[0]])]}{atoms[0] + 1}"
-                text = f"Fewer than {RARE} training molecules have an atom with such neighbors as {name}."
-                messages.append(Message("far-from-training", text))
+            if far := self._explain_distance(molecule, score, seen=bool(rows), strange=atoms):
+                messages.append(Message("far-from-training", far))
             reasons = tuple(message.code for message in messages)
             domain = Domain("out" if reasons else "in", score, reasons)
             judged.append(Judgment(domain, tuple(messages), tuple(map(self.name, rows))))
         return judged
+
+    def _explain_distance(self, molecule: Molecule, score: float, *, seen: bool, strange: Sequence[int]) -> str | None:
+        """Say in what the training molecules are unlike a molecule; `strange` are its atoms of unknown surroundings."""
+        if score > 1.0:
+            return f"The training molecules are unlike it: {score:.1f} times as far as is usual."
+        if not seen and molecule.heavy_atoms < self.smallest:
+            return f"Fewer than {FEW} training molecules are as small, and it is none of them."
+        if not seen and strange:
+            name = name_atom(int(molecule.numbers[strange[0]]), strange[0])
+            return f"Fewer than {RARE} training molecules have an atom with such neighbors as {name}."
+        return None
 
     def _measure(self, traits: Traits, seen: Sequence[Sequence[int]]) -> list[float]:
         """Return the scores; a molecule that was seen may be nearer to itself than to any anchor.
