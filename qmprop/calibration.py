@@ -140,14 +140,7 @@ def write_calibrated(
     on_measure: Progress | None = None,
 ) -> Model:
     """Write a model with its calibration and with its errors on the test split; return it as it can be loaded."""
-    calibrated = Model(
-        *(model.network, model.baseline),
-        others=model.networks[1:],
-        shares=model.shares,
-        metadata={**model.metadata, "calibration": facts},
-        extras=trust.to_arrays(),
-        device=model.device,
-    )
+    calibrated = model.replace(metadata={**model.metadata, "calibration": facts}, extras=trust.to_arrays())
     write_measured(path, calibrated, molecules, on_measure)
     return load_model(path, device=str(model.device))
 
@@ -164,7 +157,7 @@ def write_measured(path: Path, model: Model, molecules: Dataset, on_measure: Pro
                 numbers = {key: getattr(errors, name) for key, errors in report.properties.items()}
                 accuracy[kind][name] = {key: shorten(value) for key, value in numbers.items() if value is not None}
     metadata = {**model.metadata, "accuracy": accuracy, "limits": _describe_limits(molecules)}
-    save_model(path, model.network, model.baseline, metadata, model.extras, model.networks[1:], model.shares)
+    save_model(path, model.replace(metadata=metadata))
 
 
 def limit_splits(splits: dict[str, NDArray[np.int64]], limit: int | None) -> dict[str, NDArray[np.int64]]:

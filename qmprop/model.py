@@ -6,6 +6,7 @@ A weights file is one safetensors file: the tensors of the network (`network.*`)
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -127,6 +128,15 @@ class Model:
         self.baseline = baseline
         self.metadata = dict(metadata or {})
         self.extras = dict(extras or {})
+
+    def replace(
+        self, *, metadata: Mapping[str, Any] | None = None, extras: Mapping[str, NDArray[Any]] | None = None
+    ) -> Model:
+        """Return the same networks with other metadata or further arrays."""
+        other = copy.copy(self)
+        other.metadata = dict(self.metadata if metadata is None else metadata)
+        other.extras = dict(self.extras if extras is None else extras)
+        return other
 
     @property
     def id(self) -> str:
@@ -356,46 +366,34 @@ def join_models(models: Sequence[Model], shares: Sequence[float] | None = None) 
     )
 
 
-def save_model(
-    path: str | Path,
-    network: EGNN,
-    baseline: Baseline,
-    metadata: Mapping[str, Any],
-    extras: Mapping[str, NDArray[Any]] | None = None,
-    others: Sequence[EGNN] = (),
-    shares: Sequence[float] | None = None,
-) -> None:
+def save_model(path: str | Path, model: Model) -> None:
     """Write a weights file, whole or not at all.
 
     Args:
         path: Where to; replaced if it exists.
-        network: The network.
-        baseline: The baseline it was trained with.
-        metadata: Plain values to keep beside the tensors.
-        extras: Further arrays by name: the calibration.
-        others: Further members of an ensemble, with the same baseline and cut-off.
-        shares: How much each network counts in the mean; None for all the same.
+        model: What to write; its metadata have to be plain values.
 
     Raises:
         OutputError: The file cannot be written.
     """
     path = Path(path)
-    members = {"network": network} | {f"member{number}": other for number, other in enumerate(others, start=1)}
+    others = model.networks[1:]
+    names = ["network", *(f"member{number}" for number in range(1, len(model.networks)))]
     tensors = {
         f"{name}.{key}": value.detach().cpu().contiguous()
-        for name, member in members.items()
+        for name, member in zip(names, model.networks, strict=True)
         for key, value in member.state_dict().items()
     }
-    tensors["baseline.coefficients"] = torch.from_numpy(baseline.coefficients.copy())
-    tensors["baseline.scales"] = torch.from_numpy(baseline.scales.copy())
-    for key, array in (extras or {}).items():
+    tensors["baseline.coefficients"] = torch.from_numpy(model.baseline.coefficients.copy())
+    tensors["baseline.scales"] = torch.from_numpy(model.baseline.scales.copy())
+    for key, array in model.extras.items():
         tensors[_EXTRA + key] = torch.from_numpy(np.array(array))
-    header = {key: json.dumps(value, allow_nan=False) for key, value in metadata.items() if key not in _DECISIVE}
-    header |= {"format": _FORMAT, "architecture": json.dumps(dataclasses.asdict(network.config))}
+    header = {key: json.dumps(value, allow_nan=False) for key, value in model.metadata.items() if key not in _DECISIVE}
+    header |= {"format": _FORMAT, "architecture": json.dumps(dataclasses.asdict(model.config))}
     if others:
         header["others"] = json.dumps([dataclasses.asdict(other.config) for other in others])
-    if others and shares is not None and len(set(shares)) > 1:
-        header["shares"] = json.dumps(list(shares))
+    if len(set(model.shares)) > 1:
+        header["shares"] = json.dumps(model.shares)
     header["sha256"] = json.dumps(_digest("".join(header.get(key, "") for key in _DECISIVE), tensors))
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

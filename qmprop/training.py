@@ -102,7 +102,7 @@ def train(
         raise TrainingError(f"the run in {folder} has no finished epoch", f"Continue with --resume {folder}.")
     weights = folder / WEIGHTS_FILE
     metadata = _describe(config, molecules, splits, module.last)
-    save_model(weights, module.averaged, module.baseline, metadata)
+    save_model(weights, Model(module.averaged, module.baseline, metadata=metadata, device=chosen))
     splits = limit_splits(splits, config.limit)
     if len(splits["calibrate"]) >= FEWEST:
         model = load_model(weights, device=str(chosen))

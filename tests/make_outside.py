@@ -35,7 +35,9 @@ Array = NDArray[np.float64]
 
 OUT: Final = Path(__file__).parent / "data" / "outside.extxyz"
 SMILES: Final = (
-    *("O", "OCO", "C1CC=1", "CC=C=O", "COO", "C1COO1", "CNO", "COOC", "CF", "NN", "O=C=O", "CC=NO", "CCF"),
+    *("O", "OCO", "C1CC=1", "CC=C=O", "COO"),
+    *("CN(C)C", "NCCO", "NCC(=O)O", "C1CCNC1", "COCOC", "C1=CCC=C1", "c1nn[nH]n1", "COC(=O)OC", "CC(=O)C(=O)O"),
+    *("CC(O)C(=O)O", "C1CCNCC1", "C1COO1", "CNO", "COOC", "CF", "NN", "O=C=O", "CC=NO", "CCF"),
     *("CN(C)O", "CC(F)C#N", "CCCF", "CN=C=O", "C[N+](=O)[O-]", "FCC=O", "CC[N+]#[C-]", "CNN"),
 )
 BASIS: Final = "6-31g(2df,p)"

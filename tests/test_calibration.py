@@ -57,9 +57,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     result = train(CONFIG, data=path, out_dir=folder / "run", device="cpu")
     model = load_model(result.weights, device="cpu")
     added = ("accuracy", "limits", "calibration")
-    save_model(
-        bare, model.network, model.baseline, {key: model.metadata[key] for key in model.metadata if key not in added}
-    )
+    metadata = {key: value for key, value in model.metadata.items() if key not in added}
+    save_model(bare, model.replace(metadata=metadata, extras={}))
     return Trained(path, data, bare, result.weights)
 
 
@@ -139,7 +138,7 @@ def test_several_weights_make_an_ensemble(trained: Trained, bare: Path, capfd: p
     with torch.no_grad():
         for parameter in model.network.sums.parameters():
             parameter.mul_(1.1)
-    save_model(other, model.network, model.baseline, model.metadata)
+    save_model(other, model)
     command = ["calibrate", "--data", trained.data, "--device", "cpu", "-w", bare, "-w", other]
     assert refuse(*command[1:], capfd=capfd, status=2) == (
         "error: an ensemble needs a file of its own. Name it with -o.\n"
@@ -191,7 +190,7 @@ def test_other_data_are_refused(trained: Trained, bare: Path, capfd: pytest.Capt
 
 def test_too_few_molecules_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     model, path = make_model(), tmp_path / "few.safetensors"
-    save_model(path, model.network, model.baseline, {"data_sha256": read_dataset().sha256})
+    save_model(path, model.replace(metadata={"data_sha256": read_dataset().sha256}))
     before = path.read_bytes()
     assert f"has 1 molecules to calibrate on, {FEWEST} are needed" in refuse("-w", path, "--data", QM9_20, capfd=capfd)
     assert path.read_bytes() == before
@@ -278,8 +277,7 @@ def test_an_interrupted_calibration_leaves_usable_weights(trained: Trained, tmp_
 def test_a_damaged_calibration_can_be_made_anew(trained: Trained, tmp_path: Path) -> None:
     model = load_model(trained.calibrated, device="cpu")
     path = tmp_path / "damaged.safetensors"
-    extras = model.extras | {"edges": np.zeros(7)}
-    save_model(path, model.network, model.baseline, model.metadata, extras)
+    save_model(path, model.replace(extras=model.extras | {"edges": np.zeros(7)}))
     with pytest.raises(WeightsError, match="edges") as caught:
         load_trust(load_model(path, device="cpu"))
     assert caught.value.hint == "Calibrate them again."

@@ -219,7 +219,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = make_model()
     trust, _ = fit_trust(model, data, split_other(COUNT))
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_model(path, model.network, model.baseline, {}, trust.to_arrays())
+    save_model(path, model.replace(extras=trust.to_arrays()))
     return path
 
 
@@ -239,7 +239,7 @@ def test_eval_of_all_geometries_is_a_list_of_three(
     if not trusting:
         model = load_model(calibrated, device="cpu")
         calibrated = tmp_path / "bare.safetensors"
-        save_model(calibrated, model.network, model.baseline, {})
+        save_model(calibrated, model.replace(metadata={}, extras={}))
     command = ["eval", "--data", str(QM9_20), "-w", str(calibrated), "--geometry", "all", "--device", "cpu"]
     assert run([*command, "-f", "json"]) == 0
     out, err = capfd.readouterr()

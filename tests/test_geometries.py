@@ -329,7 +329,7 @@ class TestEval:
     def weights(self, tmp_path: Path) -> str:
         model = make_model()
         path = tmp_path / "tiny.safetensors"
-        save_model(path, model.network, model.baseline, {})
+        save_model(path, model)
         return str(path)
 
     @pytest.fixture

@@ -58,7 +58,7 @@ def model() -> Model:
 def weights(model: Model, tmp_path: Path) -> Path:
     """A good weights file."""
     path = tmp_path / "good.safetensors"
-    save_model(path, model.network, model.baseline, {"training": {"epochs": 1}, "version": "0"})
+    save_model(path, model.replace(metadata={"training": {"epochs": 1}, "version": "0"}))
     return path
 
 
@@ -133,14 +133,14 @@ def test_an_ensemble_predicts_the_means_of_its_members(ensemble: Model, molecule
 
 def test_a_saved_ensemble_predicts_the_same(ensemble: Model, molecules: list[Molecule], tmp_path: Path) -> None:
     path = tmp_path / "ensemble.safetensors"
-    save_model(path, ensemble.network, ensemble.baseline, ensemble.metadata, {}, ensemble.networks[1:])
+    save_model(path, ensemble)
     loaded = load_model(path, device="cpu")
     assert len(loaded.networks) == 3
     assert loaded.metadata["members"] == ["unsaved@00000000"] * 3
     before, after = ensemble.predict(molecules), loaded.predict(molecules)
     for key in TARGETS:
         assert np.array_equal(before[key], after[key]), key
-    save_model(tmp_path / "two.safetensors", ensemble.network, ensemble.baseline, {}, {}, ensemble.networks[1:2])
+    save_model(tmp_path / "two.safetensors", Model(ensemble.network, ensemble.baseline, others=ensemble.networks[1:2]))
     assert load_model(tmp_path / "two.safetensors", device="cpu").digest != loaded.digest
     rewrite(path, tensors=lambda found: [found.pop(key) for key in list(found) if key.startswith("member1.")])
     refuse(path, "a member of its ensemble is missing")
@@ -158,11 +158,11 @@ def test_members_count_by_their_shares(ensemble: Model, molecules: list[Molecule
     )
     np.testing.assert_allclose(weighted.predict(molecules)["gap"], expected, rtol=1e-9)
     path = tmp_path / "weighted.safetensors"
-    save_model(path, weighted.network, weighted.baseline, {}, {}, weighted.networks[1:], weighted.shares)
+    save_model(path, weighted)
     loaded = load_model(path, device="cpu")
     assert loaded.shares == weighted.shares
     np.testing.assert_array_equal(loaded.predict(molecules)["gap"], weighted.predict(molecules)["gap"])
-    save_model(tmp_path / "even.safetensors", weighted.network, weighted.baseline, {}, {}, weighted.networks[1:])
+    save_model(tmp_path / "even.safetensors", join_models(members))
     even = load_model(tmp_path / "even.safetensors", device="cpu")
     assert even.digest != loaded.digest
     assert even.shares == pytest.approx([1 / 3] * 3)
@@ -172,7 +172,7 @@ def test_members_count_by_their_shares(ensemble: Model, molecules: list[Molecule
     for wrong in ("[1.0]", "[0.5, 0.5, -1.0]", '["a", 1.0, 1.0]', "3", "[true, 1.0, 1.0]"):
         rewrite(path, header={"shares": wrong})
         refuse(path, "shares of its networks")
-        save_model(path, weighted.network, weighted.baseline, {}, {}, weighted.networks[1:], weighted.shares)
+        save_model(path, weighted)
 
 
 def test_what_has_another_cutoff_or_other_data_is_no_ensemble(model: Model) -> None:
@@ -187,11 +187,11 @@ def test_what_has_another_cutoff_or_other_data_is_no_ensemble(model: Model) -> N
 def test_the_digest_names_what_decides_the_predictions(model: Model, weights: Path) -> None:
     digest = load_model(weights, device="cpu").digest
     copy = weights.with_name("copy.safetensors")
-    save_model(copy, model.network, model.baseline, {"note": "another note"})
+    save_model(copy, model.replace(metadata={"note": "another note"}))
     assert load_model(copy, device="cpu").digest == digest
     with torch.no_grad():
         model.network.norm.bias.add_(1.0)
-        save_model(copy, model.network, model.baseline, {})
+        save_model(copy, model)
         model.network.norm.bias.sub_(1.0)
     assert load_model(copy, device="cpu").digest != digest
 
@@ -438,7 +438,7 @@ def test_a_failed_write_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, m
     (tmp_path / "folder.safetensors").mkdir()
     for path in (tmp_path / "absent" / "w", tmp_path / "file" / "w", tmp_path / "folder.safetensors"):
         with pytest.raises(OutputError, match=path.name):
-            save_model(path, model.network, model.baseline, {})
+            save_model(path, model)
     before = sorted(tmp_path.rglob("*"))
 
     def fill_disk(path: Path, content: bytes) -> int:
@@ -448,14 +448,14 @@ def test_a_failed_write_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, m
 
     monkeypatch.setattr(Path, "write_bytes", fill_disk)
     with pytest.raises(OutputError, match="No space left"):
-        save_model(tmp_path / "file", model.network, model.baseline, {})
+        save_model(tmp_path / "file", model)
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / "file").read_text() == "here before"
 
 
 def test_metadata_that_is_no_json_writes_nothing(model: Model, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
-        save_model(tmp_path / "w", model.network, model.baseline, {"mae": float("nan")})
+        save_model(tmp_path / "w", model.replace(metadata={"mae": float("nan")}))
     assert not list(tmp_path.iterdir())
 
 

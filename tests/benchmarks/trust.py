@@ -75,7 +75,8 @@ def train_without_nine(data: Dataset, path: Path, epochs: int) -> None:
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, num_sanity_val_steps=0
     )
     trainer.fit(learner)
-    save_model(path, learner.averaged, learner.baseline, {"data": data.name, "data_sha256": data.sha256})
+    metadata = {"data": data.name, "data_sha256": data.sha256}
+    save_model(path, Model(learner.averaged, learner.baseline, metadata=metadata))
 
 
 def judge_unknown(data: Dataset, model: Model, limit: int) -> None:
