@@ -31,7 +31,6 @@ from qmprop.trust import (
     LATENT_SIZE,
     LEVEL,
     LEVELS,
-    RARE,
     REACH,
     Traits,
     Trust,
@@ -57,7 +56,9 @@ _STRIDE: Final = 8
 #: Share of traits that count as outliers at either end.
 _OUTLIERS: Final = 5e-4
 #: Share of calibration molecules, of each kind of geometry, beyond the threshold of the latent distance.
-_FALSE_ALARMS: Final = 0.006
+_FALSE_ALARMS: Final = 0.004
+#: Largest share of calibration molecules with too many atoms of unknown surroundings.
+_STRANGE: Final = 0.006
 #: Spread of the first latent coordinate; the others have less.
 _LATENT_SPREAD: Final = 1.5
 #: Standard deviations of the noise on coordinates that shows the error scale distorted geometries, in Å.
@@ -73,6 +74,8 @@ _DECAY: Final = 1e-2
 _DROPOUT: Final = 0.1
 #: How often those kinds of geometry that few molecules have come in that training.
 _REPEATS: Final = 4
+#: How much larger other errors may be than those of molecules trained on, before these tell nothing of the others.
+_BY_HEART: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -174,7 +177,7 @@ def _find_limit(model: Model) -> int | None:
 
 def load_others(molecules: Dataset, splits: dict[str, NDArray[np.int64]]) -> tuple[Geometries, ...]:
     """Return the geometries to calibrate on beside those of the data."""
-    rows = np.concatenate([splits["train"][:_GEOMETRIES], splits["choose"], splits["calibrate"]])
+    rows = np.concatenate([splits["train"], splits["choose"], splits["calibrate"]])
     return load_cheap(molecules, rows)
 
 
@@ -187,8 +190,9 @@ def fit_trust(
 ) -> tuple[Trust, dict[str, Any]]:
     """Fit a calibration.
 
-    The error scale learns from the molecules set aside for choosing, in all kinds of geometry and distorted. Those that
-    were trained on would teach it to be sure of what is known by heart: of the smallest molecules, which come often.
+    The error scale learns from the molecules set aside for choosing, in all kinds of geometry and distorted, and from
+    more that were trained on. The errors of these are brought to the size of the others' first; and molecules of rare
+    sizes are left out: they come often in training, and what is known by heart would teach the scale to be too sure.
     Quantiles and the threshold come from the molecules set aside for calibration alone, the quantiles from the kinds of
     geometry that most of them have.
 
@@ -215,12 +219,16 @@ def fit_trust(
     )
     choose["distorted"] = _distort(molecules, splits["choose"], others)
     training = molecules.select(splits["train"])
-    meter = _Meter(sum(map(len, (*choose.values(), *calibrate.values(), training))), on_progress)
+    common = ~_find_rare(molecules, splits["train"])
+    teaching = {other.kind: other.move(molecules, splits["train"][common]) for other in others}
+    parts = (*choose.values(), *calibrate.values(), training, *teaching.values())
+    meter = _Meter(sum(map(len, parts)), on_progress)
 
     learned = [_sample(model, data, kind, meter) for kind, data in choose.items() if len(data)]
     held = [_sample(model, data, kind, meter) for kind, data in calibrate.items() if len(data)]
-    first = Model(model.network, model.baseline, device=model.device)  # whose features alone place a molecule
-    known = _sample(first, training, "dft", meter)
+    known = _sample(model, training, "dft", meter)
+    taught = [_Sample(known.traits[common], known.errors[common], "dft")]
+    taught += [_sample(model, data, kind, meter) for kind, data in teaching.items() if len(data)]
 
     low, high = _find_range(np.concatenate([sample.traits[:_AXES] for sample in learned]))
     features = 3 * model.config.node_width
@@ -230,12 +238,15 @@ def fit_trust(
     farthest = np.quantile(np.abs(places - origin), 1.0 - _OUTLIERS, axis=0)
     steps = np.maximum(farthest / 127.0, 1e-6).astype(np.float32)
     rare = [sample for sample in learned if _REPEATS * len(sample.errors) <= len(splits["choose"])]
-    weights, biases = _fit_scales(low, high, learned + rare * (_REPEATS - 1))
+    weights, biases = _fit_scales(low, high, learned + rare * (_REPEATS - 1) + _enlarge(taught, learned))
     promised = [sample for sample in held if 2 * len(sample.errors) >= len(splits["calibrate"])]
     scales = [predict_scales(low, high, weights, biases, sample.traits) for sample in promised]
     moves = [find_moves(sample.traits, features) for sample in promised]
     edges, quantiles = _find_quantiles(promised, scales, np.concatenate(moves))
-    keys, surroundings = _hash_molecules(molecules, splits["train"])
+    keys, found, _ = _hash_molecules(molecules, splits["train"])
+    surroundings = np.unique(found)
+    unknown = _find_unknown(molecules, splits["calibrate"], surroundings)
+    strange = _choose_strange(unknown)
     order = np.argsort(keys, kind="stable")
     trust = Trust(
         low=low,
@@ -252,6 +263,8 @@ def fit_trust(
         threshold=1.0,
         smallest=int(np.sort(molecules.heavy_atoms[splits["train"]])[:FEW][-1]),
         surroundings=surroundings,
+        strange=strange,
+        listed=_hash_others(molecules, splits["train"]),
         limits=_learn_limits(molecules, splits["train"][:_GEOMETRIES], others),
         ids=molecules.ids[splits["train"]],
         keys=keys[order],
@@ -262,7 +275,12 @@ def fit_trust(
     threshold = max(float(np.quantile(found, 1.0 - _FALSE_ALARMS)) for found in scores.values())
     kinds = [sample.kind for sample in promised]
     facts = {"molecules": len(splits["calibrate"]), "geometries": kinds, "level": LEVEL}
-    facts["false_alarms"] = {kind: shorten(float((found > threshold).mean())) for kind, found in scores.items()}
+    minimized = {"dft": np.ones(len(unknown), dtype=bool)}
+    minimized |= {other.kind: other.found[splits["calibrate"]] for other in others}
+    facts["false_alarms"] = {
+        kind: shorten(float(((found > threshold) | (unknown[minimized[kind]] >= strange)).mean()))
+        for kind, found in scores.items()
+    }
     return dataclasses.replace(trust, threshold=threshold), facts
 
 
@@ -307,10 +325,31 @@ def _find_range(traits: Traits) -> tuple[Traits, Traits]:
     return low.astype(np.float32), high.astype(np.float32)
 
 
-def _choose_anchors(molecules: Dataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the places in `rows` of all molecules of rare sizes (in heavy atoms), and of every few of the others."""
+def _enlarge(taught: Sequence[_Sample], learned: Sequence[_Sample]) -> list[_Sample]:
+    """Return molecules that were trained on with errors as large, on average, as others have in that kind of geometry.
+
+    Kinds of geometry are left out in which most properties' errors are so much larger for other molecules that these
+    are known by heart.
+    """
+    usual = {sample.kind: np.nanmean(sample.errors, axis=0) for sample in learned}
+    enlarged = []
+    for sample in (sample for sample in taught if len(sample.errors) and sample.kind in usual):
+        factors = usual[sample.kind] / np.nanmean(sample.errors, axis=0)
+        if np.nanmedian(factors) < _BY_HEART:
+            enlarged.append(dataclasses.replace(sample, errors=sample.errors * factors))
+    return enlarged
+
+
+def _find_rare(molecules: Dataset, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which molecules are of a size, in heavy atoms, that few of them have [rows]."""
     heavy = molecules.heavy_atoms[rows]
-    rare = (np.bincount(heavy) < _RARE * len(rows))[heavy]
+    rare: NDArray[np.bool_] = (np.bincount(heavy) < _RARE * len(rows))[heavy]
+    return rare
+
+
+def _choose_anchors(molecules: Dataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the places in `rows` of all molecules of rare sizes, and of every few of the others."""
+    rare = _find_rare(molecules, rows)
     others = np.flatnonzero(~rare)
     return np.sort(np.concatenate([np.flatnonzero(rare), others[:: _STRIDE if len(others) > _AXES else 1]]))
 
@@ -411,18 +450,40 @@ def _learn_limits(molecules: Dataset, rows: NDArray[np.int64], others: Sequence[
     return functools.reduce(Limits.join, (learn_limits(*_with_pairs(part)) for part in parts if len(part)))
 
 
-def _hash_molecules(molecules: Dataset, rows: NDArray[np.int64]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
-    """Return a hash of each molecule [rows], and those of surroundings of atoms that enough of them have, ascending."""
-    found, pairs = [], []
+def _hash_molecules(
+    molecules: Dataset, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.int64]]:
+    """Return hashes of molecules [rows] and of the surroundings of their heavy atoms [H], and whose each is [H]."""
+    graphs, surroundings = [], []
     for part in _blocks(rows):
         block = molecules.select(part)
         numbers, positions, offsets, first, second = _with_pairs(block)
         bonds = find_bonds(numbers, positions, first, second)
-        found.append(hash_graphs(numbers, offsets, bonds))
-        owners = np.repeat(np.arange(len(part)), np.diff(offsets)).astype(np.uint64)
-        pairs.append(np.unique(np.stack([hash_surroundings(numbers, bonds), owners]), axis=1)[0])
-    kinds, counts = np.unique(np.concatenate(pairs), return_counts=True)
-    return np.concatenate(found), kinds[counts >= RARE]
+        graphs.append(hash_graphs(numbers, offsets, bonds))
+        surroundings.append(hash_surroundings(numbers, bonds)[numbers > 1])
+    owners = np.repeat(np.arange(len(rows)), molecules.heavy_atoms[rows])
+    return np.concatenate(graphs), np.concatenate(surroundings), owners
+
+
+def _hash_others(molecules: Dataset, train: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return hashes of QM9's molecules that were not trained on, ascending; none of other data."""
+    if not is_whole_qm9(molecules):
+        return np.zeros(0, dtype=np.uint64)
+    return np.unique(_hash_molecules(molecules, np.setdiff1d(np.arange(len(molecules)), train))[0])
+
+
+def _find_unknown(molecules: Dataset, rows: NDArray[np.int64], surroundings: NDArray[np.uint64]) -> Array:
+    """Return the share of the heavy atoms of each molecule that have surroundings other than these [rows]."""
+    _, found, owners = _hash_molecules(molecules, rows)
+    counts = np.bincount(owners, weights=~np.isin(found, surroundings), minlength=len(rows))
+    shares: Array = counts / np.maximum(molecules.heavy_atoms[rows], 1)
+    return shares
+
+
+def _choose_strange(unknown: Array) -> float:
+    """Return the least share of atoms of unknown surroundings that few enough molecules reach."""
+    shares = [*np.unique(unknown), unknown.max() + 1e-6]  # none reaches the last
+    return next(float(share) for share in shares if share > 0.0 and (unknown >= share).mean() <= _STRANGE)
 
 
 def _with_pairs(block: Dataset) -> tuple[NDArray[np.int64], Array, NDArray[np.int64], Any, Any]:

@@ -29,6 +29,7 @@ _LONG: Final = 0.9  # of the longest bond
 
 _REACH: Final = 6  # bonds; how far an atom sees in a round of hashing
 _ROUNDS: Final = 3
+_SURROUNDINGS: Final = 2  # bonds; how far those reach
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -131,7 +132,7 @@ def hash_graphs(numbers: _Ints, offsets: _Ints, bonds: Bonds) -> _Hashes:
 
 
 def hash_surroundings(numbers: _Ints, bonds: Bonds) -> _Hashes:
-    """Return a hash of every atom's surroundings: what it is and what its neighbors are [N].
+    """Return a hash of every atom's surroundings: what it is and what the atoms up to two bonds away are [N].
 
     What an atom is are its element, the number of its bonds, and the number of rings of three that it is in.
     """
@@ -142,8 +143,10 @@ def hash_surroundings(numbers: _Ints, bonds: Bonds) -> _Hashes:
     walkers = np.repeat(atoms, sizes)
     closed = np.isin(walkers * count + steps, atoms * count + neighbors)
     rings = _count(walkers[closed], count) // 2  # one for each way round
-    kinds = _mix(((numbers * 64 + np.diff(begins)) * 64 + rings).astype(np.uint64))
-    return _mix(_mix(kinds) + _sum_segments(_mix(kinds[neighbors]), begins))
+    hashes = _mix(((numbers * 64 + np.diff(begins)) * 64 + rings).astype(np.uint64))
+    for _ in range(_SURROUNDINGS):
+        hashes = _mix(_mix(hashes) + _sum_segments(_mix(hashes[neighbors]), begins))
+    return hashes
 
 
 def _see(first: _Ints, second: _Ints, count: int) -> tuple[_Ints, _Hashes, _Ints]:

@@ -22,7 +22,7 @@ from qmprop.figures import HIGHEST_LEVEL, LOWEST_LEVEL
 from qmprop.graph import build_graph, concatenate
 from qmprop.limits import Limits
 from qmprop.model import OTHER_TRAITS, Model
-from qmprop.molecule import Molecule, find_flaws
+from qmprop.molecule import MAX_HEAVY_ATOMS, Molecule, find_flaws
 from qmprop.oddities import find_oddities, name_atom
 from qmprop.records import Domain, Message
 from qmprop.targets import DEFAULT_KEYS
@@ -41,13 +41,15 @@ GROUPS: Final = 3
 LATENT_SIZE: Final = 48
 #: A size that fewer training molecules have, together with all smaller ones, is unknown.
 FEW: Final = 10
-#: Surroundings of an atom that fewer training molecules have are unknown.
-RARE: Final = 10
 #: Pairs of atoms closer than this (Å) are looked at for bonds and oddities.
 REACH: Final = 5.0
 _ZERO: Final = 128  # as a byte
 _BLOCK: Final = 256  # molecules whose distances are found at once
 _LARGEST_LOG: Final = 12.0
+_NAMED: Final = 4  # atoms
+_NOT_LISTED: Final = (
+    f"QM9 has all molecules of up to {MAX_HEAVY_ATOMS} heavy atoms that its rules allow, and this is not one of them."
+)
 
 
 class Judgment(NamedTuple):
@@ -77,7 +79,10 @@ class Trust:
         threshold: Distance from the nearest of them beyond which a molecule is unknown.
         limits: Distances and valences in the training molecules.
         smallest: With fewer heavy atoms there are fewer than `FEW` training molecules.
-        surroundings: Hashes of the surroundings of atoms that `RARE` training molecules or more have, ascending [S].
+        surroundings: Hashes of the surroundings of the heavy atoms of the training molecules, ascending [S].
+        strange: Share of heavy atoms with other surroundings from which on a molecule is unlike the training molecules.
+        listed: Hashes of the bonds of the other molecules of data that has all molecules of a kind, ascending [L];
+            none of other data.
         ids: Numbers of the training molecules in their data [n].
         keys: Hashes of their bonds, ascending [n].
         order: Rows of the training molecules in the order of `keys` [n].
@@ -99,6 +104,8 @@ class Trust:
     limits: Limits
     smallest: int
     surroundings: NDArray[np.uint64]
+    strange: float
+    listed: NDArray[np.uint64]
     ids: NDArray[np.int64]
     keys: NDArray[np.uint64]
     order: NDArray[np.int64]
@@ -171,30 +178,36 @@ class Trust:
         first, second = graph.first.numpy(), graph.second.numpy()
         bonds = find_bonds(numbers, positions, first, second)
         oddities = find_oddities(numbers, positions, offsets, bonds, first, second, self.limits)
-        seen = [self._find_rows(key) for key in hash_graphs(numbers, offsets, bonds)]
-        unknown = ~np.isin(hash_surroundings(numbers, bonds), self.surroundings)
+        keys = hash_graphs(numbers, offsets, bonds)
+        seen = [self._find_rows(key) for key in keys]
+        listed = np.isin(keys, self.listed) if len(self.listed) else np.ones(len(keys), dtype=bool)
+        unknown = ~np.isin(hash_surroundings(numbers, bonds), self.surroundings) & (numbers > 1)
         strange = [atoms.nonzero()[0].tolist() for atoms in np.split(unknown, offsets[1:-1])]
         judged = []
-        for molecule, odd, rows, score, atoms in zip(
-            molecules, oddities, seen, self._measure(traits, seen), strange, strict=True
+        for molecule, odd, rows, known, score, atoms in zip(
+            molecules, oddities, seen, listed, self._measure(traits, seen), strange, strict=True
         ):
             messages = [*find_flaws(molecule), *odd]
             if far := self._explain_distance(molecule, score, seen=bool(rows), strange=atoms):
                 messages.append(Message("far-from-training", far))
+            if not (messages or rows or known):
+                messages.append(Message("far-from-training", _NOT_LISTED))
             reasons = tuple(message.code for message in messages)
             domain = Domain("out" if reasons else "in", score, reasons)
             judged.append(Judgment(domain, tuple(messages), tuple(map(self.name, rows))))
         return judged
 
     def _explain_distance(self, molecule: Molecule, score: float, *, seen: bool, strange: Sequence[int]) -> str | None:
-        """Say in what the training molecules are unlike a molecule; `strange` are its atoms of unknown surroundings."""
+        """Say in what the training molecules are unlike a molecule; `strange` are atoms of unknown surroundings."""
         if score > 1.0:
             return f"The training molecules are unlike it: {score:.1f} times as far as is usual."
         if not seen and molecule.heavy_atoms < self.smallest:
             return f"Fewer than {FEW} training molecules are as small, and it is none of them."
-        if not seen and strange:
-            name = name_atom(int(molecule.numbers[strange[0]]), strange[0])
-            return f"Fewer than {RARE} training molecules have an atom with such neighbors as {name}."
+        if not seen and strange and len(strange) / molecule.heavy_atoms >= self.strange:
+            names = ", ".join(name_atom(int(molecule.numbers[atom]), atom) for atom in strange[:_NAMED])
+            more = ", ..." if len(strange) > _NAMED else ""
+            count = f"{len(strange)} of its {molecule.heavy_atoms} heavy atoms"
+            return f"No training molecule has atoms with such surroundings as {count}: {names}{more}."
         return None
 
     def _measure(self, traits: Traits, seen: Sequence[Sequence[int]]) -> list[float]:
@@ -224,12 +237,13 @@ class Trust:
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return plain arrays by name."""
         arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in _PLAIN}
-        arrays |= {"threshold": np.array([self.threshold]), "smallest": np.array([self.smallest], dtype=np.int32)}
+        arrays |= {"threshold": np.array([self.threshold]), "strange": np.array([self.strange])}
+        arrays["smallest"] = np.array([self.smallest], dtype=np.int32)
         arrays |= {"ids": self.ids.astype(np.int32), "anchors": self.anchors.astype(np.int32)}
         arrays["keys"] = np.empty_like(self.keys)
         arrays["keys"][self.order] = self.keys
         arrays["keys"] = arrays["keys"].view(np.int64)  # which every reader of safetensors knows
-        arrays["surroundings"] = self.surroundings.view(np.int64)
+        arrays |= {name: getattr(self, name).view(np.int64) for name in ("surroundings", "listed")}
         for number, (matrix, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             arrays |= {f"weight{number}": matrix, f"bias{number}": bias}
         return arrays | {f"limits.{name}": array for name, array in self.limits.to_arrays().items()}
@@ -249,7 +263,7 @@ class Trust:
         """
         limits = {name.removeprefix("limits."): value for name, value in arrays.items() if name.startswith("limits.")}
         try:
-            sizes = {name: len(arrays[name]) for name in ("bias0", "latents", "anchors", "quantiles", "surroundings")}
+            sizes = {name: len(arrays[name]) for name in _COUNTED}
             shapes = _shapes(traits, features, *sizes.values())
             for name, (shape, kind) in shapes.items():
                 if arrays[name].shape != shape or arrays[name].dtype.type is not kind:
@@ -274,6 +288,8 @@ class Trust:
             limits=Limits.from_arrays(limits),
             smallest=int(arrays["smallest"][0]),
             surroundings=np.sort(arrays["surroundings"].view(np.uint64)),
+            strange=float(arrays["strange"][0]),
+            listed=np.sort(arrays["listed"].view(np.uint64)),
             ids=arrays["ids"].astype(np.int64),
             keys=keys[order],
             order=order,
@@ -281,11 +297,12 @@ class Trust:
         )
 
 
+_COUNTED: Final = ("bias0", "latents", "anchors", "quantiles", "surroundings", "listed")
 _PLAIN: Final = ("low", "high", "edges", "quantiles", "projection", "origin", "steps", "latents")
 
 
 def _shapes(
-    traits: int, features: int, width: int, count: int, anchors: int, groups: int, surroundings: int
+    traits: int, features: int, width: int, count: int, anchors: int, groups: int, surroundings: int, listed: int
 ) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
     """Return the shape and type of every array that a calibration has, but those of the limits."""
     outputs = len(DEFAULT_KEYS)
@@ -302,6 +319,8 @@ def _shapes(
         "threshold": ((1,), np.float64),
         "smallest": ((1,), np.int32),
         "surroundings": ((surroundings,), np.int64),
+        "strange": ((1,), np.float64),
+        "listed": ((listed,), np.int64),
         "ids": ((count,), np.int32),
         "keys": ((count,), np.int64),
     }

@@ -167,7 +167,7 @@ def optimize(atoms: ase.Atoms) -> tuple[ase.Atoms, Array]:
     """Return the minimum and its density."""
     engine = _Engine(atoms)
     with tempfile.TemporaryDirectory() as folder:
-        path = geometric.optimize.run_optimizer(customengine=engine, input=f"{folder}/run", convergence_set="GAU_TIGHT")
+        path = geometric.optimize.run_optimizer(customengine=engine, input=f"{folder}/run", convergence_set="GAU")
     engine.atoms.positions = path.xyzs[-1]
     return engine.atoms, engine.density
 

@@ -159,7 +159,7 @@ def test_fragments_are_labeled_by_their_first_atom():
     assert not label_fragments(5000, chain[1:], chain[:-1]).any()
 
 
-def test_surroundings_are_an_atom_and_its_neighbors() -> None:
+def test_surroundings_are_an_atom_its_neighbors_and_theirs() -> None:
     """Ketene's carbons are of a kind of their own; those of a ring of three differ from those of a chain."""
 
     def look(symbols: str, *pairs: tuple[int, int]) -> list[int]:
@@ -176,3 +176,6 @@ def test_surroundings_are_an_atom_and_its_neighbors() -> None:
     square = look("CCCC", (0, 1), (1, 2), (2, 3), (3, 0))
     assert len(set(ring)) == len(set(square)) == 1
     assert ring[0] != square[0]
+    chains = [look("C" * count, *((k, k + 1) for k in range(count - 1))) for count in (6, 7)]
+    assert chains[0][:3] == chains[1][:3], "what is four bonds away does not count"
+    assert chains[0][3] != chains[1][3]

@@ -19,8 +19,8 @@ from qmprop.model import Model, Outcome
 from qmprop.molecule import Molecule
 from qmprop.qm9 import split_other
 from qmprop.targets import DEFAULT_KEYS
-from qmprop.topology import Bonds, hash_surroundings
-from qmprop.trust import FEW, LEVELS, RARE, Trust, check_level, find_nearest, from_bytes, load_trust, to_bytes
+from qmprop.topology import Bonds, hash_graphs, hash_surroundings
+from qmprop.trust import FEW, LEVELS, Trust, check_level, find_nearest, from_bytes, load_trust, to_bytes
 
 COUNT = 4000
 #: The network that the errors are laid around; what it predicts does not matter.
@@ -219,20 +219,39 @@ def test_an_unseen_molecule_smaller_than_nearly_all_is_strange(known: Known) -> 
     assert seen.domain.verdict == "in"
 
 
-def test_an_atom_with_neighbors_of_a_new_kind_is_strange(known: Known) -> None:
+def test_a_molecule_of_atoms_with_new_surroundings_is_strange(known: Known) -> None:
     near = dataclasses.replace(known.trust, smallest=2, threshold=1e6)
     chain = Molecule(np.array([8, 6, 8]), np.array([[-1.16, 0, 0], [0, 0, 0], [1.16, 0, 0.0]]))
     zeros = np.zeros_like(known.outcome.traits[:1])
     (found,) = near.judge([chain], zeros)
     assert found.domain.reasons == ("far-from-training",)
-    assert f"Fewer than {RARE} training molecules have an atom with such neighbors as O1." in found.messages[0].text
+    told = "No training molecule has atoms with such surroundings as 3 of its 3 heavy atoms: O1, C2, O3."
+    assert told in found.messages[0].text
     ends = np.array([0, 1]), np.array([1, 2])
     own = hash_surroundings(chain.numbers, Bonds(*ends, np.full(2, 1.16)))
     learned = dataclasses.replace(near, surroundings=np.union1d(near.surroundings, own))
     assert learned.judge([chain], zeros)[0].domain.verdict == "in"
+    for strange, verdict in ((1.0 / 3.0, "out"), (0.34, "in")):
+        learned = dataclasses.replace(near, surroundings=np.union1d(near.surroundings, own[:1]), strange=strange)
+        assert learned.judge([chain], zeros)[0].domain.verdict == verdict, "O1 and O3 are alike"
     rows = known.splits["train"][:50]
     judged = near.judge([known.data.molecule(int(row)) for row in rows], known.outcome.traits[rows])
     assert all(judgment.domain.verdict == "in" for judgment in judged)
+
+
+def test_what_a_complete_data_set_does_not_list_is_strange(known: Known) -> None:
+    chain = Molecule(np.array([8, 6, 8]), np.array([[-1.16, 0, 0], [0, 0, 0], [1.16, 0, 0.0]]))
+    seen = known.data.molecule(int(known.splits["train"][0]))
+    flawed = dataclasses.replace(chain, charge=1)
+    own = hash_graphs(chain.numbers, np.array([0, 3]), Bonds(np.array([0, 1]), np.array([1, 2]), np.full(2, 1.16)))
+    zeros = np.zeros_like(known.outcome.traits[:3])
+    near = dataclasses.replace(known.trust, smallest=2, threshold=1e6, strange=2.0)
+    for listed, verdicts in ((own[:0], "in out in"), (own + np.uint64(1), "out out in"), (own, "in out in")):
+        judged = dataclasses.replace(near, listed=listed).judge([chain, flawed, seen], zeros)
+        assert " ".join(judgment.domain.verdict for judgment in judged) == verdicts
+        assert "far-from-training" not in judged[1].domain.reasons, "the charge says it all"
+        if verdicts.startswith("out"):
+            assert "QM9 has all molecules of up to 9 heavy atoms" in judged[0].messages[0].text
 
 
 def test_arrays_keep_the_calibration(known: Known) -> None:
