@@ -246,7 +246,8 @@ def fit_trust(
     keys, found, _ = _hash_molecules(molecules, splits["train"])
     surroundings = np.unique(found)
     unknown = _find_unknown(molecules, splits["calibrate"], surroundings)
-    strange = _choose_strange(unknown)
+    strange, listed = _choose_strange(unknown), _hash_others(molecules, splits["train"])
+    odd = (unknown >= strange) & (len(listed) == 0)
     order = np.argsort(keys, kind="stable")
     trust = Trust(
         low=low,
@@ -264,7 +265,7 @@ def fit_trust(
         smallest=int(np.sort(molecules.heavy_atoms[splits["train"]])[:FEW][-1]),
         surroundings=surroundings,
         strange=strange,
-        listed=_hash_others(molecules, splits["train"]),
+        listed=listed,
         limits=_learn_limits(molecules, splits["train"][:_GEOMETRIES], others),
         ids=molecules.ids[splits["train"]],
         keys=keys[order],
@@ -275,10 +276,9 @@ def fit_trust(
     threshold = max(float(np.quantile(found, 1.0 - _FALSE_ALARMS)) for found in scores.values())
     kinds = [sample.kind for sample in promised]
     facts = {"molecules": len(splits["calibrate"]), "geometries": kinds, "level": LEVEL}
-    minimized = {"dft": np.ones(len(unknown), dtype=bool)}
-    minimized |= {other.kind: other.found[splits["calibrate"]] for other in others}
+    moved = {other.kind: odd[other.found[splits["calibrate"]]] for other in others}
     facts["false_alarms"] = {
-        kind: shorten(float(((found > threshold) | (unknown[minimized[kind]] >= strange)).mean()))
+        kind: shorten(float(((found > threshold) | ({"dft": odd} | moved)[kind]).mean()))
         for kind, found in scores.items()
     }
     return dataclasses.replace(trust, threshold=threshold), facts

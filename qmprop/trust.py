@@ -80,7 +80,7 @@ class Trust:
         limits: Distances and valences in the training molecules.
         smallest: With fewer heavy atoms there are fewer than `FEW` training molecules.
         surroundings: Hashes of the surroundings of the heavy atoms of the training molecules, ascending [S].
-        strange: Share of heavy atoms with other surroundings from which on a molecule is unlike the training molecules.
+        strange: Share of heavy atoms with other surroundings that makes a molecule that is not listed unlike these.
         listed: Hashes of the bonds of the other molecules of data that has all molecules of a kind, ascending [L];
             none of other data.
         ids: Numbers of the training molecules in their data [n].
@@ -180,17 +180,18 @@ class Trust:
         oddities = find_oddities(numbers, positions, offsets, bonds, first, second, self.limits)
         keys = hash_graphs(numbers, offsets, bonds)
         seen = [self._find_rows(key) for key in keys]
-        listed = np.isin(keys, self.listed) if len(self.listed) else np.ones(len(keys), dtype=bool)
+        listed = np.isin(keys, self.listed)
         unknown = ~np.isin(hash_surroundings(numbers, bonds), self.surroundings) & (numbers > 1)
         strange = [atoms.nonzero()[0].tolist() for atoms in np.split(unknown, offsets[1:-1])]
         judged = []
-        for molecule, odd, rows, known, score, atoms in zip(
+        for molecule, odd, rows, other, score, atoms in zip(
             molecules, oddities, seen, listed, self._measure(traits, seen), strange, strict=True
         ):
             messages = [*find_flaws(molecule), *odd]
-            if far := self._explain_distance(molecule, score, seen=bool(rows), strange=atoms):
+            known = bool(rows or other)
+            if far := self._explain_distance(molecule, score, seen=bool(rows), strange=[] if known else atoms):
                 messages.append(Message("far-from-training", far))
-            if not (messages or rows or known):
+            if len(self.listed) and not (messages or known):
                 messages.append(Message("far-from-training", _NOT_LISTED))
             reasons = tuple(message.code for message in messages)
             domain = Domain("out" if reasons else "in", score, reasons)
@@ -198,12 +199,12 @@ class Trust:
         return judged
 
     def _explain_distance(self, molecule: Molecule, score: float, *, seen: bool, strange: Sequence[int]) -> str | None:
-        """Say in what the training molecules are unlike a molecule; `strange` are atoms of unknown surroundings."""
+        """Say in what the training molecules are unlike a molecule, whose atoms `strange` have unknown surroundings."""
         if score > 1.0:
             return f"The training molecules are unlike it: {score:.1f} times as far as is usual."
         if not seen and molecule.heavy_atoms < self.smallest:
             return f"Fewer than {FEW} training molecules are as small, and it is none of them."
-        if not seen and strange and len(strange) / molecule.heavy_atoms >= self.strange:
+        if strange and len(strange) / molecule.heavy_atoms >= self.strange:
             names = ", ".join(name_atom(int(molecule.numbers[atom]), atom) for atom in strange[:_NAMED])
             more = ", ..." if len(strange) > _NAMED else ""
             count = f"{len(strange)} of its {molecule.heavy_atoms} heavy atoms"
