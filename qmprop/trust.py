@@ -200,15 +200,15 @@ class Trust:
 
     def _explain_distance(self, molecule: Molecule, score: float, *, seen: bool, strange: Sequence[int]) -> str | None:
         """Say in what the training molecules are unlike a molecule, whose atoms `strange` have unknown surroundings."""
-        if score > 1.0:
-            return f"The training molecules are unlike it: {score:.1f} times as far as is usual."
-        if not seen and molecule.heavy_atoms < self.smallest:
-            return f"Fewer than {FEW} training molecules are as small, and it is none of them."
         if strange and len(strange) / molecule.heavy_atoms >= self.strange:
             names = ", ".join(name_atom(int(molecule.numbers[atom]), atom) for atom in strange[:_NAMED])
             more = ", ..." if len(strange) > _NAMED else ""
             count = f"{len(strange)} of its {molecule.heavy_atoms} heavy atoms"
             return f"No training molecule has atoms with such surroundings as {count}: {names}{more}."
+        if score > 1.0:
+            return f"The training molecules are unlike it: {score:.1f} times as far as is usual."
+        if not seen and molecule.heavy_atoms < self.smallest:
+            return f"Fewer than {FEW} training molecules are as small, and it is none of them."
         return None
 
     def _measure(self, traits: Traits, seen: Sequence[Sequence[int]]) -> list[float]:

@@ -21,6 +21,16 @@ def test_values_are_inside_their_intervals_or_the_molecule_is_flagged(judged: di
         assert warned.mean() >= 0.8, name
 
 
+def test_small_molecules_are_in_the_domain_if_qm9_lists_them() -> None:
+    lacking = ["CN", "CC(=O)O", "CC=C", "C[N+](=O)[O-]", "NCC(=O)O", "C1=CCC=C1", "C1CCNCC1", "CN(C)CCN(C)C"]
+    listed = ["CCO", "CC=O", "CCOC(C)=O", "CCCCCC", "C1CCOC1", "c1ccccc1", "CC(C)O"]
+    records = list(predict(lacking + listed))
+    verdicts = [record.domain.verdict for record in records]
+    assert verdicts == ["out"] * len(lacking) + ["in"] * len(listed)
+    acid = records[1].messages[-1].text
+    assert "such surroundings as 2 of its 4 heavy atoms: C2, O4" in acid
+
+
 def test_none_of_them_was_trained_on() -> None:
     records = list(predict(outside.DATA))
     assert len(records) >= 5

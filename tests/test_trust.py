@@ -209,7 +209,7 @@ def test_an_unseen_molecule_smaller_than_nearly_all_is_strange(known: Known) -> 
     largest = known.data.molecule(int(train[known.data.heavy_atoms[train].argmax()]))
     smaller = known.data.molecule(int(train[known.data.heavy_atoms[train].argmin()]))
     zeros = np.zeros_like(known.outcome.traits[:3])  # whatever the network makes of them
-    near = dataclasses.replace(trust, threshold=1e6)
+    near = dataclasses.replace(trust, threshold=1e6, strange=2.0)
     found, large, seen = near.judge([unseen, largest, smaller], zeros)
     assert found.domain.reasons == ("far-from-training",)
     assert found.domain.score <= 1.0
