@@ -236,11 +236,11 @@ def fit_trust(
     scales = [predict_scales(low, high, weights, biases, sample.traits) for sample in promised]
     moves = [find_moves(sample.traits, features) for sample in promised]
     edges, quantiles = _find_quantiles(promised, scales, np.concatenate(moves))
-    keys, found, _ = _hash_molecules(molecules, splits["train"])
-    surroundings = np.unique(found)
+    keys, around, _ = _hash_molecules(molecules, splits["train"])
+    surroundings = np.unique(around)
     unknown = _find_unknown(molecules, splits["calibrate"], surroundings)
-    strange, listed = _choose_strange(unknown), _hash_others(molecules, splits["train"])
-    odd = (unknown >= strange) & (len(listed) == 0)
+    strange = _choose_strange(unknown)
+    listed = _hash_others(molecules, splits["train"])
     order = np.argsort(keys, kind="stable")
     trust = Trust(
         low=low,
@@ -269,10 +269,10 @@ def fit_trust(
     threshold = max(float(np.quantile(found, 1.0 - _FALSE_ALARMS)) for found in scores.values())
     kinds = [sample.kind for sample in promised]
     facts = {"molecules": len(splits["calibrate"]), "geometries": kinds, "level": LEVEL}
-    moved = {other.kind: odd[other.found[splits["calibrate"]]] for other in others}
+    unlike = np.zeros_like(unknown, dtype=bool) if len(listed) else unknown >= strange
+    odd = {"dft": unlike} | {other.kind: unlike[other.found[splits["calibrate"]]] for other in others}
     facts["false_alarms"] = {
-        kind: shorten(float(((found > threshold) | ({"dft": odd} | moved)[kind]).mean()))
-        for kind, found in scores.items()
+        kind: shorten(float(((found > threshold) | odd[kind]).mean())) for kind, found in scores.items()
     }
     return dataclasses.replace(trust, threshold=threshold), facts
 

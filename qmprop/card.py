@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from qmprop.figures import format_share
 from qmprop.tables import Style, new_table, printable
 from qmprop.targets import TARGETS, unit_factor
 
@@ -103,7 +104,7 @@ def _describe_trust(metadata: Mapping[str, Any]) -> dict[str, str]:
         facts["intervals"] = f"calibrated on {count:,} molecules that were never trained on{geometries}"
     alarms = _numbers(calibration.get("false_alarms"), GEOMETRY_NAMES, high=1.0)
     if alarms:
-        rates = _join([f"{100 * rate:.2g} % ({GEOMETRY_NAMES[kind]})" for kind, rate in alarms.items()])
+        rates = _join([f"{format_share(rate, 2)} ({GEOMETRY_NAMES[kind]})" for kind, rate in alarms.items()])
         facts["false alarms"] = f"of molecules like these, {rates} are called out of the domain"
     elements, heavy = _texts(limits.get("elements")), limits.get("heavy_atoms")
     bounds = [f"molecules of {_join(elements)}"] if elements else []

@@ -100,9 +100,9 @@ def format_value(value: Value, digits: int) -> Figure:
     return Figure(_cut(value.value, digits), _cut(half, digits))
 
 
-def format_share(share: float) -> str:
-    """Return "90 %" for 0.9."""
-    return f"{100 * share:.6g} %"
+def format_share(share: float, digits: int = 6) -> str:
+    """Return "90 %" for 0.9, with so many digits at most."""
+    return f"{100 * share:.{digits}g} %"
 
 
 def parse_level(text: str) -> float | None:
