@@ -33,6 +33,8 @@ class ModelConfig:
         vectors: Equivariant vectors per atom.
         invariants: Scalar products of those vectors that each layer reads.
         angles: Whether messages read and carry those vectors.
+        gate: Whether each message is weighed by a number between 0 and 1 that it decides itself; else what it reads of
+            the vectors is bounded instead.
         flows: Channels of the charge flow between neighbors.
         heads: Attention heads of the orbital-energy readout.
     """
@@ -48,6 +50,7 @@ class ModelConfig:
     flows: int = 16
     heads: int = 8
     angles: bool = True
+    gate: bool = True
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -55,8 +58,8 @@ class ModelConfig:
             if item.name == "cutoff":
                 _require(isinstance(value, int | float) and 1.0 <= value <= 50.0, "cutoff", value, "1 to 50 Å")
                 object.__setattr__(self, "cutoff", float(value))
-            elif item.name == "angles":
-                _require(isinstance(value, bool), "angles", value, "true or false")
+            elif item.name in ("angles", "gate"):
+                _require(isinstance(value, bool), item.name, value, "true or false")
             else:
                 lowest = 0 if item.name == "refine_layers" else 1
                 allowed = f"a whole number from {lowest} to 4096"

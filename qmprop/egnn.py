@@ -20,6 +20,8 @@ from qmprop.targets import ATOMIC_MASSES, BOHR_ANGSTROM, EA0_DEBYE, ELEMENTS
 LATENTS: Final = ("mu", "alpha", "homo", "lumo", "r2", "zpve", "u0", "thermal", "entropy", "cv")
 _SUMS: Final = ("alpha", "r2", "zpve", "u0", "thermal", "entropy", "cv")
 _MAX_NUMBER: Final = max(ELEMENTS)
+#: What scalar products of vectors, which are hardly ever above 3, stay below in messages without a gate to shut.
+_MOST: Final = 8.0
 
 
 class RadialBasis(nn.Module):
@@ -79,7 +81,7 @@ class Encoding(NamedTuple):
 
 
 class EGNNLayer(nn.Module):
-    """One round of messages (EGNN equations 3 to 6 with the soft edge gate of equation 8).
+    """One round of messages (EGNN equations 3 to 6, with or without the soft edge gate of equation 8).
 
     phi_e(h_i, h_j, d_ij, a_ij) = phi_p(A h_i + A h_j + C d_ij + D a_ij) * S h_j: the part phi_p with the maps and the
     gate is the same for both directions of a pair and runs once, A and S run once per atom. a_ij holds what the vectors
@@ -98,7 +100,7 @@ class EGNNLayer(nn.Module):
         self.sender = nn.Linear(nodes, messages)
         self.distance = nn.Linear(config.radial, messages, bias=False)
         self.message = nn.Linear(messages, messages)
-        self.gate = nn.Linear(messages, 1)
+        self.gate = nn.Linear(messages, 1) if config.gate else None
         self.direction = nn.Linear(messages, config.vectors, bias=False)
         if config.angles:
             self.angle = nn.Linear(3 * config.vectors, messages, bias=False)
@@ -129,10 +131,11 @@ class EGNNLayer(nn.Module):
         if self.angles:
             v_i, v_j = (v.flatten(1).index_select(0, side).view(-1, 3, self.vectors) for side in (first, second))
             along_i, along_j = (v_i * units).sum(dim=1), -(v_j * units).sum(dim=1)
-            p = p + self.angle(torch.cat([along_i + along_j, along_i * along_j, (v_i * v_j).sum(dim=1)], dim=1))
+            a_ij = torch.cat([along_i + along_j, along_i * along_j, (v_i * v_j).sum(dim=1)], dim=1)
+            p = p + self.angle(a_ij if self.gate is not None else _bound(a_ij))
         p = functional.silu(self.message(functional.silu(p)))
-        # times e_ij = sigmoid(w . p_ij + b) and the envelope                                              (8)
-        p = p * (torch.sigmoid(self.gate(p)) * pairs.smooth)
+        # times e_ij = sigmoid(w . p_ij + b), if there is a gate, and the envelope                          (8)
+        p = p * (pairs.smooth if self.gate is None else torch.sigmoid(self.gate(p)) * pairs.smooth)
         # m_ij = e_ij phi_e(h_i, h_j, d_ij, a_ij), and m_ji                                                (3)
         to_first, to_second = p * senders.index_select(0, second), p * senders.index_select(0, first)
         # m_i = sum_j m_ij                                                                                 (5)
@@ -300,6 +303,11 @@ def _run(layers: nn.ModuleList, h: Tensor, v: Tensor, pairs: Pairs) -> tuple[Ten
 def sum_atoms(values: Tensor, molecules: Tensor, molecule_count: int) -> Tensor:
     """Sum atom values over each molecule: [N, ...] to [M, ...]."""
     return values.new_zeros(molecule_count, *values.shape[1:]).index_add(0, molecules, values)
+
+
+def _bound(x: Tensor) -> Tensor:
+    """Return x for small x, and never more than `_MOST`: a step toward too large vectors then does not feed itself."""
+    return x * torch.rsqrt(1.0 + (x / _MOST).square())
 
 
 def _masses() -> Tensor:

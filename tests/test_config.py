@@ -59,7 +59,7 @@ def test_shipped_shape() -> None:
     """The bundled weights have this shape: a change of a default is a change of the network."""
     assert dataclasses.asdict(ModelConfig()) == {
         **{"node_width": 192, "message_width": 64, "refine_layers": 3, "layers": 3, "cutoff": 5.0},
-        **{"radial": 24, "vectors": 16, "invariants": 32, "flows": 16, "heads": 8, "angles": True},
+        **{"radial": 24, "vectors": 16, "invariants": 32, "flows": 16, "heads": 8, "angles": True, "gate": True},
     }
 
 
@@ -71,7 +71,7 @@ def test_shipped_shape() -> None:
         *[("refine_layers", value) for value in (-1, 4097, 1.5, True)],
         *[("cutoff", value) for value in (0.0, 0.99, 50.1, float("nan"), float("inf"), "5", None)],
         *[("heads", value) for value in (0, 7)],
-        *[("angles", value) for value in (1, 0, "true", None)],
+        *[(name, value) for name in ("angles", "gate") for value in (1, 0, "true", None)],
         *[("radial", value) for value in (0, 1)],
     ],
 )

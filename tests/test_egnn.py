@@ -39,13 +39,14 @@ WATER, METHANE, NITRILE = find_formula("H2O"), find_formula("CH4"), find_formula
 EGNN_192 = ModelConfig()
 UNMOVED = replace(TINY, refine_layers=0)
 PLAIN = replace(TINY, angles=False)
+UNGATED = replace(TINY, gate=False)
 
 
 class PlainEGNNLayer(MessagePassing):
     """EGNN's equations 3 to 8 as they stand in the paper, with phi_e evaluated for every directed edge.
 
     phi_e(h_i, h_j, d_ij, a_ij) is a perceptron of [h_i, h_j, d_ij, a_ij] times a map of h_j; a_ij is what the vectors
-    of the two atoms are along each other and along the edge.
+    of the two atoms are along each other and along the edge, and below 8 where there is no gate.
     """
 
     def __init__(self, layer: EGNNLayer, cutoff: float) -> None:
@@ -60,7 +61,7 @@ class PlainEGNNLayer(MessagePassing):
             first.bias.copy_(2.0 * layer.member.bias)
         self.phi_p = nn.Sequential(first, nn.SiLU(), layer.message, nn.SiLU())
         self.factor = layer.sender
-        self.phi_inf = nn.Sequential(layer.gate, nn.Sigmoid())
+        self.phi_inf = None if layer.gate is None else nn.Sequential(layer.gate, nn.Sigmoid())
         self.phi_x, self.phi_h, self.norm = layer.direction, layer.update, layer.norm
         self.phi_v = layer.carry if layer.angles else None
         self.left, self.right = layer.mix_left, layer.mix_right
@@ -81,9 +82,13 @@ class PlainEGNNLayer(MessagePassing):
         unit = difference / distance
         from_i, from_j = torch.einsum("ecv,ec->ev", v_i, unit), torch.einsum("ecv,ec->ev", v_j, -unit)
         a_ij = torch.cat([from_i + from_j, from_i * from_j, torch.einsum("ecv,ecv->ev", v_i, v_j)], dim=1)
+        if self.phi_inf is None:
+            a_ij = a_ij / (1.0 + (a_ij / 8.0) ** 2).sqrt()
         known = [h_i, h_j, self.radial(distance[:, 0])] + ([] if self.phi_v is None else [a_ij])
         p_ij = self.phi_p(torch.cat(known, dim=1))
-        m_ij = self.phi_inf(p_ij) * envelope(distance, self.cutoff) * (p_ij * self.factor(h_j))
+        m_ij = envelope(distance, self.cutoff) * (p_ij * self.factor(h_j))
+        if self.phi_inf is not None:
+            m_ij = m_ij * self.phi_inf(p_ij)
         push = self.phi_x(m_ij)[:, :, None] * unit[:, None, :]
         if self.phi_v is not None:
             push = push + self.phi_v(m_ij)[:, :, None] * v_j.transpose(1, 2)
@@ -121,7 +126,7 @@ def double() -> EGNN:
     return make_network(TINY, seed=3).double()
 
 
-@pytest.mark.parametrize("config", [TINY, PLAIN, EGNN_192], ids=["tiny", "plain", "shipped"])
+@pytest.mark.parametrize("config", [TINY, PLAIN, UNGATED, EGNN_192], ids=["tiny", "plain", "ungated", "shipped"])
 def test_layers_agree_with_the_papers_equations(config: ModelConfig) -> None:
     network, molecules = make_network(config, seed=1).double(), read_molecules()
     data = Batch.from_data_list([to_pyg(molecule, config.cutoff) for molecule in molecules])
@@ -154,7 +159,23 @@ def test_messages_know_the_angles_between_vectors_and_pairs() -> None:
     torch.testing.assert_close(along_x[[0, 2, 1]], along_y, msg="x and y change places, and so do two atoms")
 
 
-@pytest.mark.parametrize("config", [TINY, PLAIN], ids=["tiny", "plain"])
+def test_without_a_gate_large_vectors_do_not_feed_themselves() -> None:
+    """Messages are bounded in the vectors, which then grow with the number of layers and not like their cubes."""
+    network = make_network(UNGATED, seed=2)
+    graph = make_graph(METHANE)
+    pairs = network._pairs(graph.positions, graph.first, graph.second)
+    h = network.embedding(graph.numbers)
+    direction = torch.randn(len(h), 3, TINY.vectors, generator=torch.Generator().manual_seed(0))
+    growth = []
+    for size in (1e3, 1e6):
+        v = size * direction
+        for layer in network.layers:
+            v = layer(h, v, pairs)[1]
+        growth.append(float(v.norm()) / size)
+    assert growth[0] == pytest.approx(growth[1], rel=0.1)
+
+
+@pytest.mark.parametrize("config", [TINY, PLAIN, UNGATED], ids=["tiny", "plain", "ungated"])
 def test_encode_runs_the_papers_layers_in_turn(config: ModelConfig) -> None:
     network, molecules = make_network(config, seed=1), read_molecules()
     data = Batch.from_data_list([to_pyg(molecule, TINY.cutoff) for molecule in molecules])
