@@ -74,6 +74,8 @@ _DECAY: Final = 1e-2
 _DROPOUT: Final = 0.1
 #: How often those kinds of geometry that few molecules have come in that training.
 _REPEATS: Final = 4
+#: How much larger other errors may be than those of molecules trained on, before these tell nothing of the others.
+_BY_HEART: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,7 +177,7 @@ def _find_limit(model: Model) -> int | None:
 
 def load_others(molecules: Dataset, splits: dict[str, NDArray[np.int64]]) -> tuple[Geometries, ...]:
     """Return the geometries to calibrate on beside those of the data."""
-    rows = np.concatenate([splits["train"][:_GEOMETRIES], splits["choose"], splits["calibrate"]])
+    rows = np.concatenate([splits["train"], splits["choose"], splits["calibrate"]])
     return load_cheap(molecules, rows)
 
 
@@ -188,10 +190,11 @@ def fit_trust(
 ) -> tuple[Trust, dict[str, Any]]:
     """Fit a calibration.
 
-    The error scale learns from the molecules set aside for choosing, in all kinds of geometry and distorted. Those that
-    were trained on would teach it to be sure of what is known by heart: of the smallest molecules, which come often.
+    The error scale learns from the molecules set aside for choosing, in all kinds of geometry and distorted, and from
+    more that were trained on. The errors of these are brought to the size of the others' first; and molecules of rare
+    sizes are left out: they come often in training, and what is known by heart would teach the scale to be too sure.
     Quantiles and the threshold come from the molecules set aside for calibration alone, the quantiles from the kinds of
-    geometry that most of them have.
+    geometry that most of them have, as does the least scale of what is out of the domain.
 
     Args:
         model: The network.
@@ -216,12 +219,16 @@ def fit_trust(
     )
     choose["distorted"] = _distort(molecules, splits["choose"], others)
     training = molecules.select(splits["train"])
-    meter = _Meter(sum(map(len, (*choose.values(), *calibrate.values(), training))), on_progress)
+    common = ~_find_rare(molecules, splits["train"])
+    teaching = {other.kind: other.move(molecules, splits["train"][common]) for other in others}
+    parts = (*choose.values(), *calibrate.values(), training, *teaching.values())
+    meter = _Meter(sum(map(len, parts)), on_progress)
 
     learned = [_sample(model, data, kind, meter) for kind, data in choose.items() if len(data)]
     held = [_sample(model, data, kind, meter) for kind, data in calibrate.items() if len(data)]
-    first = Model(model.network, model.baseline, device=model.device)  # whose features alone place a molecule
-    known = _sample(first, training, "dft", meter)
+    known = _sample(model, training, "dft", meter)
+    taught = [_Sample(known.traits[common], known.errors[common], "dft")]
+    taught += [_sample(model, data, kind, meter) for kind, data in teaching.items() if len(data)]
 
     low, high = _find_range(np.concatenate([sample.traits[:_AXES] for sample in learned]))
     features = 3 * model.config.node_width
@@ -231,11 +238,11 @@ def fit_trust(
     farthest = np.quantile(np.abs(places - origin), 1.0 - _OUTLIERS, axis=0)
     steps = np.maximum(farthest / 127.0, 1e-6).astype(np.float32)
     rare = [sample for sample in learned if _REPEATS * len(sample.errors) <= len(splits["choose"])]
-    weights, biases = _fit_scales(low, high, learned + rare * (_REPEATS - 1))
+    weights, biases = _fit_scales(low, high, learned + rare * (_REPEATS - 1) + _enlarge(taught, learned))
     promised = [sample for sample in held if 2 * len(sample.errors) >= len(splits["calibrate"])]
     scales = [predict_scales(low, high, weights, biases, sample.traits) for sample in promised]
     moves = [find_moves(sample.traits, features) for sample in promised]
-    edges, quantiles = _find_quantiles(promised, scales, np.concatenate(moves))
+    edges, quantiles, least = _find_quantiles(promised, scales, np.concatenate(moves))
     keys, around, _ = _hash_molecules(molecules, splits["train"])
     surroundings = np.unique(around)
     unknown = _find_unknown(molecules, splits["calibrate"], surroundings)
@@ -249,6 +256,7 @@ def fit_trust(
         biases=biases,
         edges=edges,
         quantiles=quantiles,
+        least=least,
         projection=projection,
         origin=origin,
         steps=steps,
@@ -318,10 +326,31 @@ def _find_range(traits: Traits) -> tuple[Traits, Traits]:
     return low.astype(np.float32), high.astype(np.float32)
 
 
-def _choose_anchors(molecules: Dataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the places in `rows` of all molecules of rare sizes (in heavy atoms), and of every few of the others."""
+def _enlarge(taught: Sequence[_Sample], learned: Sequence[_Sample]) -> list[_Sample]:
+    """Return molecules that were trained on with errors as large, on average, as others have in that kind of geometry.
+
+    Kinds of geometry are left out in which most properties' errors are so much larger for other molecules that these
+    are known by heart.
+    """
+    usual = {sample.kind: np.nanmean(sample.errors, axis=0) for sample in learned}
+    enlarged = []
+    for sample in (sample for sample in taught if len(sample.errors) and sample.kind in usual):
+        factors = usual[sample.kind] / np.nanmean(sample.errors, axis=0)
+        if np.nanmedian(factors) < _BY_HEART:
+            enlarged.append(dataclasses.replace(sample, errors=sample.errors * factors))
+    return enlarged
+
+
+def _find_rare(molecules: Dataset, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which molecules are of a size, in heavy atoms, that few of them have [rows]."""
     heavy = molecules.heavy_atoms[rows]
-    rare = (np.bincount(heavy) < _RARE * len(rows))[heavy]
+    rare: NDArray[np.bool_] = (np.bincount(heavy) < _RARE * len(rows))[heavy]
+    return rare
+
+
+def _choose_anchors(molecules: Dataset, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the places in `rows` of all molecules of rare sizes, and of every few of the others."""
+    rare = _find_rare(molecules, rows)
     others = np.flatnonzero(~rare)
     return np.sort(np.concatenate([np.flatnonzero(rare), others[:: _STRIDE if len(others) > _AXES else 1]]))
 
@@ -390,17 +419,19 @@ def _train_scales(traits: torch.Tensor, ratios: torch.Tensor, known: torch.Tenso
     return network.eval()
 
 
-def _find_quantiles(samples: Sequence[_Sample], scales: Sequence[Array], moves: Array) -> tuple[Array, Array]:
-    """Return the edges of the groups [G - 1] and the quantiles of |error| / scale in each [G, 12, L].
+def _find_quantiles(samples: Sequence[_Sample], scales: Sequence[Array], moves: Array) -> tuple[Array, Array, Array]:
+    """Return the edges of the groups [G - 1], quantiles of |error| / scale in each [G, 12, L], a large scale [G, 12].
 
     With n errors in a group the quantile of a level is the ceil((n + 1) level)-th smallest, which holds at least that
-    share of new ones.
+    share of new ones. A large scale is one that a share `LEVEL` of the group does not reach.
     """
-    ratios = np.concatenate([sample.errors / scale for sample, scale in zip(samples, scales, strict=True)])
+    found = np.concatenate(scales)
+    ratios = np.concatenate([sample.errors for sample in samples]) / found
     groups = GROUPS if len(moves) >= GROUPS * FEWEST else 1
     edges = np.quantile(moves, np.arange(1, groups) / groups)
-    members = np.searchsorted(edges, moves)
-    return edges, np.stack([_conformal(ratios[members == group]) for group in range(groups)])
+    members = [np.searchsorted(edges, moves) == group for group in range(groups)]
+    quantiles = np.stack([_conformal(ratios[own]) for own in members])
+    return edges, quantiles, np.stack([np.quantile(found[own], LEVEL, axis=0) for own in members])
 
 
 def _conformal(ratios: Array) -> Array:

@@ -16,8 +16,9 @@ from qmprop.errors import DataError, UsageError
 from qmprop.geometries import XTB_SIZE, Geometries, load_geometries, minimize_dataset, rmsd
 from qmprop.model import Model, load_model
 from qmprop.qm9 import is_whole_qm9, load_data, read_smiles, split_data
+from qmprop.records import Domain
 from qmprop.targets import DEFAULT_KEYS, TARGETS, unit_factor
-from qmprop.trust import Judgment, load_trust
+from qmprop.trust import load_trust
 
 #: Test MAE of the EGNN paper (Satorras et al. 2021, table 3; one network per property), in evaluation units.
 PAPER_MAE: Final[Mapping[str, float]] = {
@@ -259,16 +260,16 @@ class _Predicted:
 def _predict(model: Model, molecules: Dataset, on_progress: Callable[[int, int], None] | None) -> _Predicted:
     trust = load_trust(model)
     outcomes, widths, levels = [], [], []
-    judgments: list[Judgment] = []
+    domains: list[Domain] = []
     done = 0
     for outcome in model.run_arrays(molecules.numbers, molecules.positions, molecules.offsets):
         last = done + len(outcome.values)
         if trust is not None:
             judged = trust.judge([molecules.molecule(k) for k in range(done, last)], outcome.traits)
-            scores = np.array([judgment.domain.score for judgment in judged])
-            widths.append(trust.half_widths(outcome.traits, scores=scores))
-            levels.append(trust.find_levels(outcome.traits, outcome.values - molecules.targets[done:last], scores))
-            judgments += judged
+            verdicts = [judgment.domain for judgment in judged]
+            widths.append(trust.half_widths(outcome.traits, domains=verdicts))
+            levels.append(trust.find_levels(outcome.traits, outcome.values - molecules.targets[done:last], verdicts))
+            domains += verdicts
         outcomes.append(outcome)
         done = last
         if on_progress is not None:
@@ -278,8 +279,8 @@ def _predict(model: Model, molecules: Dataset, on_progress: Callable[[int, int],
         np.concatenate([outcome.composition.counts[:, :-1] for outcome in outcomes]).astype(np.int64),
         np.concatenate([outcome.refined for outcome in outcomes]),
         np.concatenate(widths) if widths else None,
-        np.array([judgment.domain.score for judgment in judgments]) if trust is not None else None,
-        np.array([judgment.domain.verdict == "out" for judgment in judgments]) if trust is not None else None,
+        np.array([domain.score for domain in domains]) if trust is not None else None,
+        np.array([domain.verdict == "out" for domain in domains]) if trust is not None else None,
         np.concatenate(levels) if levels else None,
     )
 

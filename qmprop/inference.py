@@ -106,8 +106,8 @@ class _Predictor:
             judged = judgments
             if self.wanted.level is not None:
                 columns = [DEFAULT_KEYS.index(TARGETS[key].total or key) for key in self.wanted.units]
-                scores = np.array([judgment.domain.score for judgment in judgments])
-                widths = list(self.trust.half_widths(outcome.traits, self.wanted.level, scores)[:, columns] / factors)
+                domains = [judgment.domain for judgment in judgments]
+                widths = list(self.trust.half_widths(outcome.traits, self.wanted.level, domains)[:, columns] / factors)
             if self.wanted.neighbors:
                 neighbors = self._find_neighbors(self.trust, outcome)
         moves = np.split(outcome.moves, np.cumsum([len(molecule.numbers) for molecule in molecules])[:-1])

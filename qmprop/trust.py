@@ -71,6 +71,7 @@ class Trust:
         biases: Their constants [W], [W], [12].
         edges: Logarithms of the root mean square move that part the groups [G - 1].
         quantiles: Of |error| / scale, by group, property and level [G, 12, L].
+        least: Scale that a molecule out of the domain has at least, by group and property, in default units [G, 12].
         projection: Traits to latent coordinates [3 F, K].
         origin: Where the training molecules have their middle before it is moved to zero [K].
         steps: What one unit of a byte is worth [K].
@@ -95,6 +96,7 @@ class Trust:
     biases: tuple[Traits, ...]
     edges: Array
     quantiles: Array
+    least: Array
     projection: Traits
     origin: Traits
     steps: Traits
@@ -115,37 +117,49 @@ class Trust:
         """Return the absolute error to expect, in default units [M, 12]."""
         return predict_scales(self.low, self.high, self.weights, self.biases, traits)
 
-    def half_widths(self, traits: Traits, level: float = LEVEL, scores: Array | None = None) -> Array:
+    def half_widths(self, traits: Traits, level: float = LEVEL, domains: Sequence[Domain] | None = None) -> Array:
         """Return half-widths of intervals that hold a share `level` of the references, in default units [M, 12].
 
-        Farther from the training molecules than the threshold they grow with the distance; there is no guarantee there.
+        Out of the domain there is no guarantee. The scale is at least one that is large within it, as nothing taught
+        it to expect less there, and farther from the training molecules than the threshold it grows with the distance.
 
         Args:
             traits: Traits [M, T].
             level: From 0.5 to 0.999.
-            scores: What `scores` or the verdicts say, where that is known already [M].
+            domains: The verdicts on the molecules [M]; None to go by their distances alone.
         """
-        groups = self._find_groups(traits)
         factors = np.stack([interpolate_levels(table, level) for table in self.quantiles])
-        widening = np.maximum(1.0, self.scores(traits) if scores is None else scores)
-        return self.scales(traits) * factors[groups] * widening[:, None]
+        groups = self._find_groups(traits)
+        return self._expect(traits, groups, domains) * factors[groups]
 
-    def find_levels(self, traits: Traits, errors: Array, scores: Array) -> Array:
+    def find_levels(self, traits: Traits, errors: Array, domains: Sequence[Domain] | None = None) -> Array:
         """Return the level from which on an interval holds the reference, 0.5 at least and 1 beyond the highest.
 
         Args:
             traits: Traits [M, T].
             errors: Prediction minus reference in default units; NaN, where it is not known, remains [M, 12].
-            scores: As for `half_widths` [M].
+            domains: As for `half_widths` [M].
         """
         groups = self._find_groups(traits)
-        ratios = np.abs(errors) / (self.scales(traits) * np.maximum(1.0, scores)[:, None])
+        ratios = np.abs(errors) / self._expect(traits, groups, domains)
         levels = np.full(ratios.shape, np.nan)
         for group, table in enumerate(self.quantiles):
             members = groups == group
             for column, quantiles in enumerate(table):
                 levels[members, column] = np.interp(ratios[members, column], quantiles, LEVELS, right=1.0)
         return levels
+
+    def _expect(self, traits: Traits, groups: NDArray[np.int64], domains: Sequence[Domain] | None) -> Array:
+        """Return the scales of molecules of these groups [M] with these verdicts, see `half_widths` [M, 12]."""
+        if domains is None:
+            scores = self.scores(traits)
+            outside = scores > 1.0
+        else:
+            scores = np.array([domain.score for domain in domains])
+            outside = np.array([domain.verdict == "out" for domain in domains])
+        scales = self.scales(traits)
+        scales = np.where(outside[:, None], np.maximum(scales, self.least[groups]), scales)
+        return scales * np.maximum(1.0, scores)[:, None]
 
     def _find_groups(self, traits: Traits) -> NDArray[np.int64]:
         """Return which group each molecule belongs to [M]."""
@@ -299,7 +313,7 @@ class Trust:
 
 
 _COUNTED: Final = ("bias0", "latents", "anchors", "quantiles", "surroundings", "listed")
-_PLAIN: Final = ("low", "high", "edges", "quantiles", "projection", "origin", "steps", "latents")
+_PLAIN: Final = ("low", "high", "edges", "quantiles", "least", "projection", "origin", "steps", "latents")
 
 
 def _shapes(
@@ -312,6 +326,7 @@ def _shapes(
         "high": ((traits,), np.float32),
         "edges": ((groups - 1,), np.float64),
         "quantiles": ((groups, outputs, len(LEVELS)), np.float64),
+        "least": ((groups, outputs), np.float64),
         "projection": ((features, LATENT_SIZE), np.float32),
         "origin": ((LATENT_SIZE,), np.float32),
         "steps": ((LATENT_SIZE,), np.float32),

@@ -39,8 +39,9 @@ def predict() -> dict[str, Any]:
         if not all(isinstance(molecule, Molecule) for molecule in molecules):
             raise ValueError(f"{name} has a record that is not a molecule")
         outcome = model.run(*concatenate(molecules))
-        predictions, widths = outcome.properties(), trust.half_widths(outcome.traits)
-        for row, (index, judgment) in enumerate(zip(indices, trust.judge(molecules, outcome.traits), strict=True)):
+        predictions, judged = outcome.properties(), trust.judge(molecules, outcome.traits)
+        widths = trust.half_widths(outcome.traits, domains=[judgment.domain for judgment in judged])
+        for row, (index, judgment) in enumerate(zip(indices, judged, strict=True)):
             record = {"source": name, "index": index, "formula": molecules[row].formula}
             record |= {"reasons": list(judgment.domain.reasons), "seen": list(judgment.seen)}
             record["half_widths"] = dict(zip(DEFAULT_KEYS, widths[row].tolist(), strict=True))

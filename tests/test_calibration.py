@@ -293,6 +293,21 @@ def test_geometries_to_calibrate_on_are_asked_for(monkeypatch: pytest.MonkeyPatc
     assert sorted(asked[0]) == sorted(np.concatenate([splits[name] for name in ("train", "choose", "calibrate")]))
 
 
+def test_the_error_scale_learns_from_training_molecules_that_are_not_known_by_heart() -> None:
+    rng = np.random.default_rng(0)
+    traits = rng.standard_normal((50, 4)).astype(np.float32)
+    errors = rng.exponential(1.0, (50, 12)) * np.arange(1, 13)
+    others = [calibration._Sample(traits, errors, "dft"), calibration._Sample(traits, 5.0 * errors, "mmff")]
+    known = [
+        *(calibration._Sample(traits, errors[::-1] * share, kind) for kind, share in (("dft", 0.7), ("mmff", 2.0))),
+        calibration._Sample(traits, errors, "xtb"),
+        calibration._Sample(traits[:0], errors[:0], "dft"),
+    ]
+    (enlarged,) = calibration._enlarge(known, others)
+    assert enlarged.kind == "dft", "5 is more than twice 2, nobody else has xtb geometries, and none teach nothing"
+    np.testing.assert_allclose(enlarged.errors, errors[::-1])
+
+
 def test_geometries_that_some_molecules_have_calibrate_with_those(trained: Trained) -> None:
     """The force field knows all but one to choose, the other method a few to choose and to calibrate, a third none."""
     molecules, splits = trained.molecules, split_other(COUNT)
@@ -307,7 +322,10 @@ def test_geometries_that_some_molecules_have_calibrate_with_those(trained: Train
     trust, facts = calibration.fit_trust(model, molecules, splits, others, lambda *numbers: told.append(numbers))
     assert facts["geometries"] == ["dft", "mmff"], "most molecules have these"
     assert list(facts["false_alarms"]) == ["dft", "mmff", "xtb"]
-    samples = [3 * FEWEST - 1 + 30, 2 * FEWEST + 20, len(splits["train"])]  # distorted ones, too
+    sizes = molecules.heavy_atoms[splits["train"]]
+    common = int((np.bincount(sizes)[sizes] >= 0.1 * len(sizes)).sum())
+    assert 0 < common < len(sizes)
+    samples = [3 * FEWEST - 1 + 30, 2 * FEWEST + 20, len(sizes), common]  # distorted ones to choose, too
     assert told[-1] == (sum(samples), sum(samples))
     alone, _ = calibration.fit_trust(model, molecules, splits)
     assert not np.array_equal(trust.quantiles, alone.quantiles[: len(trust.quantiles)])

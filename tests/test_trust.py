@@ -18,6 +18,7 @@ from qmprop.inference import predict
 from qmprop.model import Model, Outcome
 from qmprop.molecule import Molecule
 from qmprop.qm9 import split_other
+from qmprop.records import Domain
 from qmprop.targets import DEFAULT_KEYS
 from qmprop.topology import Bonds, hash_graphs, hash_surroundings
 from qmprop.trust import FEW, LEVELS, Trust, check_level, find_nearest, from_bytes, load_trust, to_bytes
@@ -98,17 +99,32 @@ def test_a_higher_level_is_never_narrower(known: Known) -> None:
 def test_levels_are_those_from_which_on_intervals_hold_the_reference(known: Known) -> None:
     rows = known.splits["test"]
     traits, errors = known.outcome.traits[rows], (known.outcome.values - known.data.targets)[rows]
-    scores = known.trust.scores(traits)
+    domains = [Domain("out" if row % 3 else "in", 0.4 * (row % 5)) for row in range(len(rows))]
     errors[0, 0], errors[1, 1], errors[2, 2] = np.nan, 0.0, 1e9
-    levels = known.trust.find_levels(traits, errors, scores)
+    levels = known.trust.find_levels(traits, errors, domains)
     assert np.isnan(levels[0, 0])
     assert levels[1, 1] == LEVELS[0]
     assert levels[2, 2] == 1.0
     for level in (0.6, 0.9, 0.975):
-        inside = np.abs(errors) <= known.trust.half_widths(traits, level, scores)
+        inside = np.abs(errors) <= known.trust.half_widths(traits, level, domains)
         clear = np.abs(levels - level) > 1e-6
         assert np.array_equal(inside[clear], (levels <= level)[clear])
         assert clear.mean() > 0.9
+
+
+def test_out_of_the_domain_no_interval_is_narrow(known: Known) -> None:
+    """And with the distance from the training molecules intervals grow, but not before it is unusual."""
+    traits = known.outcome.traits[known.splits["test"]]
+    inside, outside, far = (
+        known.trust.half_widths(traits, domains=[Domain(verdict, score)] * len(traits))
+        for verdict, score in (("in", 0.3), ("out", 0.9), ("out", 2.5))
+    )
+    assert (outside >= inside).all()
+    np.testing.assert_allclose(far, 2.5 * outside)
+    narrow = outside > inside
+    assert 0.8 < narrow.mean() < 0.95, "all but a tenth"
+    for column, width in enumerate(outside.T):
+        assert len(np.unique(width[narrow[:, column]])) <= len(known.trust.least)
 
 
 def test_few_molecules_like_those_of_the_training_are_called_strange(known: Known) -> None:
