@@ -132,13 +132,13 @@ class Trust:
         groups = self._find_groups(traits)
         return self._expect(traits, groups, domains) * factors[groups]
 
-    def find_levels(self, traits: Traits, errors: Array, domains: Sequence[Domain] | None = None) -> Array:
+    def find_levels(self, traits: Traits, errors: Array, domains: Sequence[Domain]) -> Array:
         """Return the level from which on an interval holds the reference, 0.5 at least and 1 beyond the highest.
 
         Args:
             traits: Traits [M, T].
             errors: Prediction minus reference in default units; NaN, where it is not known, remains [M, 12].
-            domains: As for `half_widths` [M].
+            domains: The verdicts on the molecules [M].
         """
         groups = self._find_groups(traits)
         ratios = np.abs(errors) / self._expect(traits, groups, domains)
