@@ -34,7 +34,9 @@ from qmprop.trust import (
     REACH,
     Traits,
     Trust,
+    find_groups,
     find_moves,
+    find_sizes,
     predict_scales,
     project,
     rescale,
@@ -241,8 +243,12 @@ def fit_trust(
     weights, biases = _fit_scales(low, high, learned + rare * (_REPEATS - 1) + _enlarge(taught, learned))
     promised = [sample for sample in held if 2 * len(sample.errors) >= len(splits["calibrate"])]
     scales = [predict_scales(low, high, weights, biases, sample.traits) for sample in promised]
-    moves = [find_moves(sample.traits, features) for sample in promised]
-    edges, quantiles, least = _find_quantiles(promised, scales, np.concatenate(moves))
+    told = np.concatenate([sample.traits for sample in promised])
+    edges = _choose_edges(find_moves(told, features))
+    sizes = _choose_sizes(find_sizes(told, features), molecules.heavy_atoms[splits["train"][common]])
+    groups = find_groups(edges, sizes, told, features)
+    errors = np.concatenate([sample.errors for sample in promised])
+    quantiles, least = _find_quantiles(errors, np.concatenate(scales), *groups, len(sizes))
     keys, around, _ = _hash_molecules(molecules, splits["train"])
     surroundings = np.unique(around)
     unknown = _find_unknown(molecules, splits["calibrate"], surroundings)
@@ -255,6 +261,7 @@ def fit_trust(
         weights=weights,
         biases=biases,
         edges=edges,
+        sizes=sizes,
         quantiles=quantiles,
         least=least,
         projection=projection,
@@ -419,19 +426,47 @@ def _train_scales(traits: torch.Tensor, ratios: torch.Tensor, known: torch.Tenso
     return network.eval()
 
 
-def _find_quantiles(samples: Sequence[_Sample], scales: Sequence[Array], moves: Array) -> tuple[Array, Array, Array]:
-    """Return the edges of the groups [G - 1], quantiles of |error| / scale in each [G, 12, L], a large scale [G, 12].
+def _choose_edges(moves: Array) -> Array:
+    """Return what parts the moves into groups of about as many molecules, none of them empty, see `Trust.edges`."""
+    groups = GROUPS if len(moves) >= GROUPS * FEWEST else 1
+    edges: Array = np.unique(np.quantile(moves, np.arange(1, groups) / groups, method="lower"))
+    return edges[edges < moves.max()]
+
+
+def _choose_sizes(sizes: NDArray[np.int64], common: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return what parts the rare sizes, each part of molecules enough for a quantile, see `Trust.sizes`.
+
+    Args:
+        sizes: Those of molecules to calibrate on.
+        common: Those of the training molecules of sizes that are not rare.
+    """
+    smallest = int(common.min()) if len(common) else 0
+    found: list[int] = []
+    for size in (np.unique(sizes[sizes < smallest]) + 1).tolist():
+        if ((sizes < size) & (sizes >= (found[-1] if found else 0))).sum() >= FEWEST:
+            found.append(size)
+    return np.array(found, dtype=np.int64)
+
+
+def _find_quantiles(
+    errors: Array, scales: Array, by_move: NDArray[np.int64], by_size: NDArray[np.int64], rare: int
+) -> tuple[Array, Array]:
+    """Return quantiles of |error| / scale in each group of moves and sizes [G, 12, L], and a scale large in it [G, 12].
 
     With n errors in a group the quantile of a level is the ceil((n + 1) level)-th smallest, which holds at least that
-    share of new ones. A large scale is one that a share `LEVEL` of the group does not reach.
+    share of new ones. A large scale is one that a share `LEVEL` of the group does not reach. As few molecules are of
+    the `rare` first groups of sizes, theirs are those of all that move as far, or of all as large where these are more.
     """
-    found = np.concatenate(scales)
-    ratios = np.concatenate([sample.errors for sample in samples]) / found
-    groups = GROUPS if len(moves) >= GROUPS * FEWEST else 1
-    edges = np.quantile(moves, np.arange(1, groups) / groups)
-    members = [np.searchsorted(edges, moves) == group for group in range(groups)]
-    quantiles = np.stack([_conformal(ratios[own]) for own in members])
-    return edges, quantiles, np.stack([np.quantile(found[own], LEVEL, axis=0) for own in members])
+
+    def find(members: NDArray[np.bool_]) -> tuple[Array, Array]:
+        own = scales[members]
+        return _conformal(errors[members] / own), np.quantile(own, LEVEL, axis=0)
+
+    moved = [find(by_move == group) for group in range(by_move.max() + 1)]
+    sized = [find(by_size == group) for group in range(rare)]
+    quantiles = [[*(np.maximum(table, other) for other, _ in sized), table] for table, _ in moved]
+    large = [[*(np.maximum(scale, other) for _, other in sized), scale] for _, scale in moved]
+    return np.concatenate(quantiles), np.concatenate(large)
 
 
 def _conformal(ratios: Array) -> Array:

@@ -299,8 +299,7 @@ class Learner(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start the clock."""
-        if self.peak == 0.0:
-            self._measure_peak()
+        self._measure_peak()
         self.losses, self.started = [], time.monotonic()
         if self.device.type == "cpu":
             self._draw_geometries()
@@ -415,14 +414,18 @@ class Learner(pl.LightningModule):
                 layer._compiled_call_impl = None
 
     def _measure_peak(self) -> None:
-        """Count the operations of the matrix products, both ways, per molecule, and measure those per second."""
-        batch = np.arange(min(len(self.training_set), _PART_SIZE * 4))
-        self._draw_geometries()
-        with FlopCounterMode(display=False) as counter:
-            self._gradients(batch)
-        self.operations = counter.get_total_flops() / len(batch)
+        """Measure what the device can do, anew every epoch as other work may slow it, and count what a molecule takes.
+
+        Counted are the operations of the network's matrix products, both ways; not those of the optimizer.
+        """
+        if self.operations == 0.0:
+            batch = np.arange(min(len(self.training_set), _PART_SIZE * 4))
+            self._draw_geometries()
+            with FlopCounterMode(display=False) as counter:
+                self._gradients(batch)
+            self.operations = counter.get_total_flops() / len(batch)
         threads = self.threads if self.device.type == "cpu" else 1
-        self.peak = sum(self.pool.map(_measure_matmul, [self.device] * threads))
+        self.peak = max(self.peak, sum(self.pool.map(_measure_matmul, [self.device] * threads)))
 
     def _gradients(self, batch: NDArray[np.int64]) -> tuple[Tensor, tuple[Tensor, ...]]:
         return self._differentiate(self._look_up(batch))

@@ -25,7 +25,7 @@ from qmprop.model import OTHER_TRAITS, Model
 from qmprop.molecule import MAX_HEAVY_ATOMS, Molecule, find_flaws
 from qmprop.oddities import find_oddities, name_atom
 from qmprop.records import Domain, Message
-from qmprop.targets import DEFAULT_KEYS
+from qmprop.targets import DEFAULT_KEYS, ELEMENTS
 from qmprop.topology import find_bonds, hash_graphs, hash_surroundings
 
 Array = NDArray[np.float64]
@@ -69,8 +69,9 @@ class Trust:
         high: Traits are taken as at most this [T].
         weights: Matrices of the network of the error scale: [T, W], [W, W], [W, 12].
         biases: Their constants [W], [W], [12].
-        edges: Logarithms of the root mean square move that part the groups [G - 1].
-        quantiles: Of |error| / scale, by group, property and level [G, 12, L].
+        edges: Logarithms of the root mean square move that part the molecules [E].
+        sizes: Numbers of heavy atoms, ascending, that part them again: those that have fewer are rare [S].
+        quantiles: Of |error| / scale, by group of moves and sizes, property and level [G, 12, L]; G = (E + 1)(S + 1).
         least: Scale that a molecule out of the domain has at least, by group and property, in default units [G, 12].
         projection: Traits to latent coordinates [3 F, K].
         origin: Where the training molecules have their middle before it is moved to zero [K].
@@ -95,6 +96,7 @@ class Trust:
     weights: tuple[Traits, ...]
     biases: tuple[Traits, ...]
     edges: Array
+    sizes: NDArray[np.int64]
     quantiles: Array
     least: Array
     projection: Traits
@@ -163,7 +165,8 @@ class Trust:
 
     def _find_groups(self, traits: Traits) -> NDArray[np.int64]:
         """Return which group each molecule belongs to [M]."""
-        return np.searchsorted(self.edges, find_moves(traits, len(self.projection)))
+        moves, sizes = find_groups(self.edges, self.sizes, traits, len(self.projection))
+        return moves * (len(self.sizes) + 1) + sizes
 
     def scores(self, traits: Traits) -> Array:
         """Return the distance to the nearest training molecule over the one that is still usual [M]."""
@@ -312,19 +315,29 @@ class Trust:
         )
 
 
-_COUNTED: Final = ("bias0", "latents", "anchors", "quantiles", "surroundings", "listed")
-_PLAIN: Final = ("low", "high", "edges", "quantiles", "least", "projection", "origin", "steps", "latents")
+_COUNTED: Final = ("bias0", "latents", "anchors", "edges", "sizes", "surroundings", "listed")
+_PLAIN: Final = ("low", "high", "edges", "sizes", "quantiles", "least", "projection", "origin", "steps", "latents")
 
 
 def _shapes(
-    traits: int, features: int, width: int, count: int, anchors: int, groups: int, surroundings: int, listed: int
+    traits: int,
+    features: int,
+    width: int,
+    count: int,
+    anchors: int,
+    edges: int,
+    sizes: int,
+    surroundings: int,
+    listed: int,
 ) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
     """Return the shape and type of every array that a calibration has, but those of the limits."""
     outputs = len(DEFAULT_KEYS)
+    groups = (edges + 1) * (sizes + 1)
     shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
         "low": ((traits,), np.float32),
         "high": ((traits,), np.float32),
-        "edges": ((groups - 1,), np.float64),
+        "edges": ((edges,), np.float64),
+        "sizes": ((sizes,), np.int64),
         "quantiles": ((groups, outputs, len(LEVELS)), np.float64),
         "least": ((groups, outputs), np.float64),
         "projection": ((features, LATENT_SIZE), np.float32),
@@ -340,8 +353,7 @@ def _shapes(
         "ids": ((count,), np.int32),
         "keys": ((count,), np.int64),
     }
-    sizes = (traits, width, width, outputs)
-    for number, (rows, columns) in enumerate(itertools.pairwise(sizes)):
+    for number, (rows, columns) in enumerate(itertools.pairwise((traits, width, width, outputs))):
         shapes[f"weight{number}"] = ((rows, columns), np.float32)
         shapes[f"bias{number}"] = ((columns,), np.float32)
     return shapes
@@ -383,6 +395,22 @@ def check_level(level: float | None) -> float | None:
 def find_moves(traits: Traits, features: int) -> Array:
     """Return the logarithm of the root mean square move of each molecule's atoms, which follows the features [M]."""
     return traits[:, features].astype(np.float64)
+
+
+def find_sizes(traits: Traits, features: int) -> NDArray[np.int64]:
+    """Return the number of heavy atoms of each molecule, whose composition is among the traits [M]."""
+    first = features + OTHER_TRAITS - len(ELEMENTS) - 1
+    heavy = [first + column for column, number in enumerate(ELEMENTS) if number > 1]
+    sizes: NDArray[np.int64] = np.rint(traits[:, heavy].sum(axis=1)).astype(np.int64)
+    return sizes
+
+
+def find_groups(
+    edges: Array, sizes: NDArray[np.int64], traits: Traits, features: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the group of each molecule by how far its atoms move [M], and by its size, the common ones last [M]."""
+    by_size = np.searchsorted(sizes, find_sizes(traits, features), side="right")
+    return np.searchsorted(edges, find_moves(traits, features)), by_size
 
 
 def predict_scales(

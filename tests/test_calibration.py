@@ -26,7 +26,7 @@ from qmprop.model import Model, load_model, save_model
 from qmprop.qm9 import split_other
 from qmprop.targets import DEFAULT_KEYS
 from qmprop.training import train
-from qmprop.trust import LEVEL, load_trust
+from qmprop.trust import LEVEL, LEVELS, load_trust
 
 #: The smallest set whose split keeps enough molecules to calibrate on: half of a tenth.
 COUNT = 20 * FEWEST
@@ -277,8 +277,8 @@ def test_an_interrupted_calibration_leaves_usable_weights(trained: Trained, tmp_
 def test_a_damaged_calibration_can_be_made_anew(trained: Trained, tmp_path: Path) -> None:
     model = load_model(trained.calibrated, device="cpu")
     path = tmp_path / "damaged.safetensors"
-    save_model(path, model.replace(extras=model.extras | {"edges": np.zeros(7)}))
-    with pytest.raises(WeightsError, match="edges") as caught:
+    save_model(path, model.replace(extras=model.extras | {"least": np.zeros(7)}))
+    with pytest.raises(WeightsError, match="least") as caught:
         load_trust(load_model(path, device="cpu"))
     assert caught.value.hint == "Calibrate them again."
     calibrate(path, data=trained.data, device="cpu")
@@ -306,6 +306,48 @@ def test_the_error_scale_learns_from_training_molecules_that_are_not_known_by_he
     (enlarged,) = calibration._enlarge(known, others)
     assert enlarged.kind == "dft", "5 is more than twice 2, nobody else has xtb geometries, and none teach nothing"
     np.testing.assert_allclose(enlarged.errors, errors[::-1])
+
+
+def test_groups_of_moves_are_as_large_and_never_empty() -> None:
+    moves = np.random.default_rng(0).standard_normal(3 * FEWEST)
+    edges = calibration._choose_edges(moves)
+    assert np.bincount(np.searchsorted(edges, moves)).tolist() == [FEWEST] * 3
+    assert len(calibration._choose_edges(moves[1:])) == 0, "too few for three"
+    assert len(calibration._choose_edges(np.full(3 * FEWEST, -9.0))) == 0, "a network that refines nothing"
+    halves = calibration._choose_edges(np.where(moves > 0.0, moves, -1.0))
+    assert np.bincount(np.searchsorted(halves, np.where(moves > 0.0, moves, -1.0)), minlength=len(halves) + 1).min() > 0
+
+
+def test_a_network_that_refines_nothing_can_be_calibrated(trained: Trained) -> None:
+    shape = dataclasses.replace(TINY, refine_layers=0)
+    trust, _ = calibration.fit_trust(make_model(shape), trained.molecules, split_other(COUNT))
+    assert len(trust.edges) == 0
+    assert np.isfinite(trust.quantiles).all()
+
+
+def test_rare_sizes_have_parts_with_enough_molecules() -> None:
+    sizes = np.repeat([3, 4, 5, 6, 7, 8], [FEWEST - 1, 1, FEWEST - 1, FEWEST, 5, 1000])
+    assert calibration._choose_sizes(sizes, np.array([8, 9])).tolist() == [5, 7], "7 is too rare, and joins no part"
+    assert calibration._choose_sizes(sizes, np.array([3, 8])).tolist() == [], "none is smaller than common ones"
+    assert calibration._choose_sizes(sizes, np.zeros(0, dtype=np.int64)).tolist() == [], "none is common"
+
+
+def test_a_rare_size_has_the_quantiles_of_its_own_where_they_are_larger() -> None:
+    rng = np.random.default_rng(0)
+    by_move, by_size = rng.integers(0, 2, 4000), (rng.random(4000) < 0.9).astype(int)
+    scales = rng.uniform(1.0, 2.0, (4000, 12)) * np.where(by_size, 1.0, 2.0)[:, None]
+    errors = scales * rng.exponential(1.0, (4000, 12))
+    errors[by_size == 0, :6] *= 3.0  # of what the scale expects
+    errors[by_size == 0, 6:] /= 3.0
+    quantiles, large = calibration._find_quantiles(errors, scales, by_move, by_size, 1)
+    assert quantiles.shape == (4, 12, len(LEVELS))
+    rare, common = quantiles[::2], quantiles[1::2]
+    moved = [calibration._conformal((errors / scales)[by_move == group]) for group in range(2)]
+    np.testing.assert_array_equal(common, moved)
+    np.testing.assert_array_equal(rare[:, 6:], common[:, 6:])
+    own = calibration._conformal((errors / scales)[by_size == 0])
+    np.testing.assert_array_equal(rare[:, :6], np.stack([own[:6]] * 2))
+    assert (large[::2] > large[1::2]).all()
 
 
 def test_geometries_that_some_molecules_have_calibrate_with_those(trained: Trained) -> None:

@@ -152,6 +152,21 @@ def test_share_of_the_devices_peak_is_a_share(finished: Run) -> None:
         assert 0.0 < epoch.peak_share < 1.5
 
 
+def test_a_moment_in_which_other_work_slows_the_device_does_not_lower_its_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = iter((1e10, 3e10, 2e10))
+    module = learning.Learner(CONFIG, read_dataset(), qm9.split_other(20))
+    module.pool, module.threads = ThreadPoolExecutor(1), 1
+    monkeypatch.setattr(learning, "_measure_matmul", lambda device: next(measured))
+    peaks, operations = [], set()
+    for _ in range(3):
+        module._measure_peak()
+        peaks.append(module.peak)
+        operations.add(module.operations)
+    assert peaks == [1e10, 3e10, 3e10]
+    assert len(operations) == 1
+    assert operations.pop() > 1e5
+
+
 def test_both_geometries_are_validated_every_epoch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     dataset, split = read_dataset(), qm9.split_other(20)
     geometries = minimize_dataset("mmff", dataset, processes=1)

@@ -21,7 +21,18 @@ from qmprop.qm9 import split_other
 from qmprop.records import Domain
 from qmprop.targets import DEFAULT_KEYS
 from qmprop.topology import Bonds, hash_graphs, hash_surroundings
-from qmprop.trust import FEW, LEVELS, Trust, check_level, find_nearest, from_bytes, load_trust, to_bytes
+from qmprop.trust import (
+    FEW,
+    LEVELS,
+    Trust,
+    check_level,
+    find_moves,
+    find_nearest,
+    find_sizes,
+    from_bytes,
+    load_trust,
+    to_bytes,
+)
 
 COUNT = 4000
 #: The network that the errors are laid around; what it predicts does not matter.
@@ -125,6 +136,19 @@ def test_out_of_the_domain_no_interval_is_narrow(known: Known) -> None:
     assert 0.8 < narrow.mean() < 0.95, "all but a tenth"
     for column, width in enumerate(outside.T):
         assert len(np.unique(width[narrow[:, column]])) <= len(known.trust.least)
+
+
+def test_molecules_of_rare_sizes_have_factors_of_their_own(known: Known) -> None:
+    traits, features = known.outcome.traits[known.splits["test"]], len(known.trust.projection)
+    heavy = find_sizes(traits, features)
+    assert heavy.tolist() == known.data.heavy_atoms[known.splits["test"]].tolist()
+    groups = np.arange(2 * len(known.trust.edges) + 2)  # of each move first the rare sizes, then the others
+    tables = np.ones((12, len(LEVELS))) * (groups + 1.0)[:, None, None]
+    trust = dataclasses.replace(known.trust, sizes=np.array([7]), quantiles=tables, least=np.zeros((len(groups), 12)))
+    factors = trust.half_widths(traits, domains=[Domain("in", 0.5)] * len(traits)) / trust.scales(traits)
+    moves = np.searchsorted(known.trust.edges, find_moves(traits, features))
+    np.testing.assert_allclose(factors, (2 * moves + np.where(heavy < 7, 1, 2))[:, None] * np.ones(12))
+    assert 0.0 < (heavy < 7).mean() < 1.0
 
 
 def test_few_molecules_like_those_of_the_training_are_called_strange(known: Known) -> None:
