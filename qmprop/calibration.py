@@ -429,8 +429,9 @@ def _train_scales(traits: torch.Tensor, ratios: torch.Tensor, known: torch.Tenso
 def _choose_edges(moves: Array) -> Array:
     """Return what parts the moves into groups of about as many molecules, none of them empty, see `Trust.edges`."""
     groups = GROUPS if len(moves) >= GROUPS * FEWEST else 1
-    edges: Array = np.unique(np.quantile(moves, np.arange(1, groups) / groups, method="lower"))
-    return edges[edges < moves.max()]
+    quantiles = np.unique(np.quantile(moves, np.arange(1, groups) / groups, method="lower"))
+    edges: Array = quantiles[quantiles < moves.max()]
+    return edges
 
 
 def _choose_sizes(sizes: NDArray[np.int64], common: NDArray[np.int64]) -> NDArray[np.int64]:
