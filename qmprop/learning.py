@@ -299,14 +299,15 @@ class Learner(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Start the clock."""
-        self._measure_peak()
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32
+        if self.device.type == "cpu" or self.peak == 0.0:
+            self._measure_peak()
         self.losses, self.started = [], time.monotonic()
         if self.device.type == "cpu":
             self._draw_geometries()
             torch.set_num_threads(1)  # the parts of a batch have the cores
             self._compile()
-        elif self.device.type == "cuda":
-            torch.set_float32_matmul_precision("high")  # TF32
 
     def training_step(self, batch: NDArray[np.int64] | Prepared, batch_index: int) -> None:
         """Find the gradients, clip, step, average."""
@@ -414,7 +415,7 @@ class Learner(pl.LightningModule):
                 layer._compiled_call_impl = None
 
     def _measure_peak(self) -> None:
-        """Measure what the device can do, anew every epoch as other work may slow it, and count what a molecule takes.
+        """Measure what the device can do, a CPU anew every epoch as other work slows it; count what a molecule takes.
 
         Counted are the operations of the network's matrix products, both ways; not those of the optimizer.
         """
