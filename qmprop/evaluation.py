@@ -267,7 +267,7 @@ def _predict(model: Model, molecules: Dataset, on_progress: Callable[[int, int],
         if trust is not None:
             judged = trust.judge([molecules.molecule(k) for k in range(done, last)], outcome.traits)
             verdicts = [judgment.domain for judgment in judged]
-            widths.append(trust.half_widths(outcome.traits, domains=verdicts))
+            widths.append(trust.half_widths(outcome.traits, verdicts))
             levels.append(trust.find_levels(outcome.traits, outcome.values - molecules.targets[done:last], verdicts))
             domains += verdicts
         outcomes.append(outcome)

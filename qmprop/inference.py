@@ -107,7 +107,7 @@ class _Predictor:
             if self.wanted.level is not None:
                 columns = [DEFAULT_KEYS.index(TARGETS[key].total or key) for key in self.wanted.units]
                 domains = [judgment.domain for judgment in judgments]
-                widths = list(self.trust.half_widths(outcome.traits, self.wanted.level, domains)[:, columns] / factors)
+                widths = list(self.trust.half_widths(outcome.traits, domains, self.wanted.level)[:, columns] / factors)
             if self.wanted.neighbors:
                 neighbors = self._find_neighbors(self.trust, outcome)
         moves = np.split(outcome.moves, np.cumsum([len(molecule.numbers) for molecule in molecules])[:-1])

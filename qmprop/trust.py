@@ -119,7 +119,7 @@ class Trust:
         """Return the absolute error to expect, in default units [M, 12]."""
         return predict_scales(self.low, self.high, self.weights, self.biases, traits)
 
-    def half_widths(self, traits: Traits, level: float = LEVEL, domains: Sequence[Domain] | None = None) -> Array:
+    def half_widths(self, traits: Traits, domains: Sequence[Domain], level: float = LEVEL) -> Array:
         """Return half-widths of intervals that hold a share `level` of the references, in default units [M, 12].
 
         Out of the domain there is no guarantee. The scale is at least one that is large within it, as nothing taught
@@ -127,8 +127,8 @@ class Trust:
 
         Args:
             traits: Traits [M, T].
+            domains: The verdicts on the molecules [M].
             level: From 0.5 to 0.999.
-            domains: The verdicts on the molecules [M]; None to go by their distances alone.
         """
         factors = np.stack([interpolate_levels(table, level) for table in self.quantiles])
         groups = self._find_groups(traits)
@@ -151,17 +151,14 @@ class Trust:
                 levels[members, column] = np.interp(ratios[members, column], quantiles, LEVELS, right=1.0)
         return levels
 
-    def _expect(self, traits: Traits, groups: NDArray[np.int64], domains: Sequence[Domain] | None) -> Array:
+    def _expect(self, traits: Traits, groups: NDArray[np.int64], domains: Sequence[Domain]) -> Array:
         """Return the scales of molecules of these groups [M] with these verdicts, see `half_widths` [M, 12]."""
-        if domains is None:
-            scores = self.scores(traits)
-            outside = scores > 1.0
-        else:
-            scores = np.array([domain.score for domain in domains])
-            outside = np.array([domain.verdict == "out" for domain in domains])
+        scores = np.array([domain.score for domain in domains])
+        outside = np.array([domain.verdict == "out" for domain in domains])
         scales = self.scales(traits)
-        scales = np.where(outside[:, None], np.maximum(scales, self.least[groups]), scales)
-        return scales * np.maximum(1.0, scores)[:, None]
+        scales[outside] = np.maximum(scales[outside], self.least[groups[outside]])
+        scales *= np.maximum(1.0, scores)[:, None]
+        return scales
 
     def _find_groups(self, traits: Traits) -> NDArray[np.int64]:
         """Return which group each molecule belongs to [M]."""

@@ -40,7 +40,7 @@ def predict() -> dict[str, Any]:
             raise ValueError(f"{name} has a record that is not a molecule")
         outcome = model.run(*concatenate(molecules))
         predictions, judged = outcome.properties(), trust.judge(molecules, outcome.traits)
-        widths = trust.half_widths(outcome.traits, domains=[judgment.domain for judgment in judged])
+        widths = trust.half_widths(outcome.traits, [judgment.domain for judgment in judged])
         for row, (index, judgment) in enumerate(zip(indices, judged, strict=True)):
             record = {"source": name, "index": index, "formula": molecules[row].formula}
             record |= {"reasons": list(judgment.domain.reasons), "seen": list(judgment.seen)}

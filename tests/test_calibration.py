@@ -24,6 +24,7 @@ from qmprop.evaluation import evaluate
 from qmprop.geometries import Geometries
 from qmprop.model import Model, load_model, save_model
 from qmprop.qm9 import split_other
+from qmprop.records import Domain
 from qmprop.targets import DEFAULT_KEYS
 from qmprop.training import train
 from qmprop.trust import LEVEL, LEVELS, load_trust
@@ -74,7 +75,8 @@ def half_widths(model: Model, molecules: Dataset) -> np.ndarray:
     trust = load_trust(model)
     assert trust is not None
     outcomes = model.run_arrays(molecules.numbers, molecules.positions, molecules.offsets)
-    return np.concatenate([trust.half_widths(outcome.traits) for outcome in outcomes])
+    traits = np.concatenate([outcome.traits for outcome in outcomes])
+    return trust.half_widths(traits, [Domain("in", 0.5)] * len(traits))
 
 
 def test_training_ends_calibrated(trained: Trained) -> None:

@@ -23,6 +23,7 @@ from qmprop.targets import DEFAULT_KEYS
 from qmprop.topology import Bonds, hash_graphs, hash_surroundings
 from qmprop.trust import (
     FEW,
+    LEVEL,
     LEVELS,
     Trust,
     check_level,
@@ -52,6 +53,15 @@ class Known:
     outcome: Outcome
     splits: dict[str, NDArray[np.int64]]
     sizes: NDArray[np.float64]  # of the errors, by molecule [M, 12]
+
+    def half_widths(self, rows: NDArray[np.int64], level: float = LEVEL) -> NDArray[np.float64]:
+        """Return the half-widths of molecules, whose verdict is made here from the distance alone."""
+        traits = self.outcome.traits[rows]
+        return self.trust.half_widths(traits, judge_distance(self.trust, traits), level)
+
+
+def judge_distance(trust: Trust, traits: NDArray[np.float32]) -> list[Domain]:
+    return [Domain("out" if score > 1.0 else "in", score) for score in trust.scores(traits).tolist()]
 
 
 def run_all(model: Model, data: Dataset) -> Outcome:
@@ -84,16 +94,14 @@ def known() -> Known:
 @pytest.mark.parametrize("level", [0.6, 0.9, 0.975])
 def test_intervals_hold_the_share_they_promise(known: Known, level: float) -> None:
     rows = known.splits["test"]
-    inside = np.abs(known.outcome.values - known.data.targets)[rows] <= known.trust.half_widths(
-        known.outcome.traits[rows], level
-    )
+    inside = np.abs(known.outcome.values - known.data.targets)[rows] <= known.half_widths(rows, level)
     tolerance = 4.0 * np.sqrt(level * (1.0 - level) * (1 / len(rows) + 1 / len(known.splits["calibrate"])))
     assert abs(inside.mean(axis=0) - level).max() < tolerance
 
 
 def test_intervals_are_wide_where_errors_are_large(known: Known) -> None:
     rows = known.splits["test"]
-    widths, sizes = known.trust.half_widths(known.outcome.traits[rows]), known.sizes[rows]
+    widths, sizes = known.half_widths(rows), known.sizes[rows]
     for width, size in zip(widths.T, sizes.T, strict=True):
         large = size == size.max()
         ratio = np.median(width[large]) / np.median(width[~large])
@@ -101,8 +109,7 @@ def test_intervals_are_wide_where_errors_are_large(known: Known) -> None:
 
 
 def test_a_higher_level_is_never_narrower(known: Known) -> None:
-    traits = known.outcome.traits[:5]
-    widths = np.stack([known.trust.half_widths(traits, level) for level in np.linspace(0.5, 0.999, 60)])
+    widths = np.stack([known.half_widths(np.arange(5), level) for level in np.linspace(0.5, 0.999, 60)])
     assert (np.diff(widths, axis=0) >= 0.0).all()
     assert (widths[0] > 0.0).all()
 
@@ -117,7 +124,7 @@ def test_levels_are_those_from_which_on_intervals_hold_the_reference(known: Know
     assert levels[1, 1] == LEVELS[0]
     assert levels[2, 2] == 1.0
     for level in (0.6, 0.9, 0.975):
-        inside = np.abs(errors) <= known.trust.half_widths(traits, level, domains)
+        inside = np.abs(errors) <= known.trust.half_widths(traits, domains, level)
         clear = np.abs(levels - level) > 1e-6
         assert np.array_equal(inside[clear], (levels <= level)[clear])
         assert clear.mean() > 0.9
@@ -127,7 +134,7 @@ def test_out_of_the_domain_no_interval_is_narrow(known: Known) -> None:
     """And with the distance from the training molecules intervals grow, but not before it is unusual."""
     traits = known.outcome.traits[known.splits["test"]]
     inside, outside, far = (
-        known.trust.half_widths(traits, domains=[Domain(verdict, score)] * len(traits))
+        known.trust.half_widths(traits, [Domain(verdict, score)] * len(traits))
         for verdict, score in (("in", 0.3), ("out", 0.9), ("out", 2.5))
     )
     assert (outside >= inside).all()
@@ -145,7 +152,7 @@ def test_molecules_of_rare_sizes_have_factors_of_their_own(known: Known) -> None
     groups = np.arange(2 * len(known.trust.edges) + 2)  # of each move first the rare sizes, then the others
     tables = np.ones((12, len(LEVELS))) * (groups + 1.0)[:, None, None]
     trust = dataclasses.replace(known.trust, sizes=np.array([7]), quantiles=tables, least=np.zeros((len(groups), 12)))
-    factors = trust.half_widths(traits, domains=[Domain("in", 0.5)] * len(traits)) / trust.scales(traits)
+    factors = trust.half_widths(traits, [Domain("in", 0.5)] * len(traits)) / trust.scales(traits)
     moves = np.searchsorted(known.trust.edges, find_moves(traits, features))
     np.testing.assert_allclose(factors, (2 * moves + np.where(heavy < 7, 1, 2))[:, None] * np.ones(12))
     assert 0.0 < (heavy < 7).mean() < 1.0
@@ -165,7 +172,7 @@ def test_distorted_molecules_are_called_strange_and_get_wider_intervals(known: K
     for size in (0.0, 0.1, 0.4):
         traits = run_all(known.model, dataclasses.replace(chosen, positions=chosen.positions + size * noise)).traits
         shares.append((known.trust.scores(traits) > 1.0).mean())
-        widths.append(np.median(known.trust.half_widths(traits), axis=0))
+        widths.append(np.median(known.trust.half_widths(traits, judge_distance(known.trust, traits)), axis=0))
     assert shares[0] < shares[1] < shares[2]
     assert shares[2] > 0.5
     assert (widths[2] > widths[0]).all()
@@ -298,7 +305,10 @@ def test_arrays_keep_the_calibration(known: Known) -> None:
     arrays = known.trust.to_arrays()
     again = Trust.from_arrays(arrays, len(known.trust.low), len(known.trust.projection))
     traits = known.outcome.traits[:50]
-    np.testing.assert_array_equal(again.half_widths(traits, 0.8), known.trust.half_widths(traits, 0.8))
+    domains = judge_distance(known.trust, traits)
+    np.testing.assert_array_equal(
+        again.half_widths(traits, domains, 0.8), known.trust.half_widths(traits, domains, 0.8)
+    )
     np.testing.assert_array_equal(again.nearest(traits, 3)[0], known.trust.nearest(traits, 3)[0])
     molecules = [known.data.molecule(k) for k in range(50)]
     assert again.judge(molecules, traits) == known.trust.judge(molecules, traits)
@@ -354,9 +364,9 @@ def test_records_carry_intervals_verdict_and_neighbors(known: Known) -> None:
         predict(molecules, weights=model, properties="mu,u0_atom", units=["kcal"], neighbors=2, interval=0.8)
     )
     for record, trait in zip(records, traits, strict=True):
-        widths = known.trust.half_widths(trait, 0.8)[0]
         assert record.interval_level == 0.8
         assert record.domain is not None
+        widths = known.trust.half_widths(trait, [record.domain], 0.8)[0]
         for key, column, factor in (("mu", 0, 1.0), ("u0_atom", DEFAULT_KEYS.index("u0"), 23.0605)):
             low, high = record.properties[key].interval
             assert high - low == pytest.approx(2.0 * widths[column] * factor, rel=1e-3), key
