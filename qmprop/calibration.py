@@ -26,6 +26,7 @@ from qmprop.qm9 import is_whole_qm9, load_data, split_data
 from qmprop.targets import DEFAULT_KEYS, ELEMENTS
 from qmprop.topology import find_bonds, hash_graphs, hash_surroundings
 from qmprop.trust import (
+    FARTHEST_STEP,
     FEW,
     GROUPS,
     LATENT_SIZE,
@@ -238,7 +239,7 @@ def fit_trust(
     places = project(low, high, projection, known.traits)
     origin = places.mean(axis=0)
     farthest = np.quantile(np.abs(places - origin), 1.0 - _OUTLIERS, axis=0)
-    steps = np.maximum(farthest / 127.0, 1e-6).astype(np.float32)
+    steps = np.maximum(farthest / FARTHEST_STEP, 1e-6).astype(np.float32)
     rare = [sample for sample in learned if _REPEATS * len(sample.errors) <= len(splits["choose"])]
     weights, biases = _fit_scales(low, high, learned + rare * (_REPEATS - 1) + _enlarge(taught, learned))
     promised = [sample for sample in held if 2 * len(sample.errors) >= len(splits["calibrate"])]

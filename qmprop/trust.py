@@ -43,7 +43,9 @@ LATENT_SIZE: Final = 48
 FEW: Final = 10
 #: Pairs of atoms closer than this (Å) are looked at for bonds and oddities.
 REACH: Final = 5.0
-_ZERO: Final = 128  # as a byte
+#: Latent coordinates are kept in whole steps from -32 to 31: six bits each, four in three bytes.
+FARTHEST_STEP: Final = 31
+_ZERO: Final = 32
 _BLOCK: Final = 256  # molecules whose distances are found at once
 _LARGEST_LOG: Final = 12.0
 _NAMED: Final = 4  # atoms
@@ -75,8 +77,8 @@ class Trust:
         least: Scale that a molecule out of the domain has at least, by group and property, in default units [G, 12].
         projection: Traits to latent coordinates [3 F, K].
         origin: Where the training molecules have their middle before it is moved to zero [K].
-        steps: What one unit of a byte is worth [K].
-        latents: Latent coordinates of the training molecules in their DFT geometries, in bytes [n, K].
+        steps: Of the latent coordinates as they are kept [K].
+        latents: Latent coordinates of the training molecules in their DFT geometries, see `to_bytes` [n, 3 K / 4].
         anchors: Rows of those from which the distance is measured: all of rare sizes, some of the others [A].
         threshold: Distance from the nearest of them beyond which a molecule is unknown.
         limits: Distances and valences in the training molecules.
@@ -228,8 +230,8 @@ class Trust:
     def _measure(self, traits: Traits, seen: Sequence[Sequence[int]]) -> list[float]:
         """Return the scores; a molecule that was seen may be nearer to itself than to any anchor.
 
-        The places of training molecules are kept in bytes, which the strangest of them are beyond: to find itself, a
-        molecule is taken in bytes, too.
+        The places of training molecules are kept in steps, which the strangest of them are beyond: to find itself, a
+        molecule is taken in steps, too.
         """
         scores = self.scores(traits)
         for row, own in enumerate(seen):
@@ -340,7 +342,7 @@ def _shapes(
         "projection": ((features, LATENT_SIZE), np.float32),
         "origin": ((LATENT_SIZE,), np.float32),
         "steps": ((LATENT_SIZE,), np.float32),
-        "latents": ((count, LATENT_SIZE), np.uint8),
+        "latents": ((count, LATENT_SIZE // 4 * 3), np.uint8),
         "anchors": ((anchors,), np.int32),
         "threshold": ((1,), np.float64),
         "smallest": ((1,), np.int32),
@@ -442,14 +444,18 @@ def project(low: Traits, high: Traits, projection: Traits, traits: Traits) -> Tr
 
 
 def to_bytes(places: Traits, steps: Traits) -> NDArray[np.uint8]:
-    """Return latent coordinates in bytes [M, K]."""
-    latents: NDArray[np.uint8] = np.clip(np.rint(places / steps) + _ZERO, 0.0, 255.0).astype(np.uint8)
-    return latents
+    """Return latent coordinates [M, K] in whole steps, four in three bytes [M, 3 K / 4]."""
+    whole = np.clip(np.rint(places / steps) + _ZERO, 0.0, _ZERO + FARTHEST_STEP).astype(np.uint32)
+    fours = whole.reshape(len(places), -1, 4) @ np.array([1 << 18, 1 << 12, 1 << 6, 1], dtype=np.uint32)
+    return np.stack([fours >> 16, fours >> 8, fours], axis=-1).astype(np.uint8).reshape(len(places), -1)
 
 
 def from_bytes(latents: NDArray[np.uint8], steps: Traits) -> Traits:
     """Undo `to_bytes`, but for the rounding."""
-    places: Traits = (latents.astype(np.float32) - np.float32(_ZERO)) * steps
+    threes = latents.reshape(len(latents), -1, 3).astype(np.uint32)
+    fours = threes @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
+    whole = (np.stack([fours >> 18, fours >> 12, fours >> 6, fours], axis=-1) & 63).reshape(len(latents), -1)
+    places: Traits = (whole.astype(np.float32) - np.float32(_ZERO)) * steps
     return places
 
 

@@ -22,6 +22,7 @@ from qmprop.records import Domain
 from qmprop.targets import DEFAULT_KEYS
 from qmprop.topology import Bonds, hash_graphs, hash_surroundings
 from qmprop.trust import (
+    FARTHEST_STEP,
     FEW,
     LEVEL,
     LEVELS,
@@ -182,7 +183,7 @@ def test_the_nearest_training_molecules_are_told_with_their_distance(known: Know
     rows = known.splits["train"][:7]
     found, distances = known.trust.nearest(known.outcome.traits[rows], 3)
     assert found[:, 0].tolist() == list(range(7))
-    assert (distances[:, 0] < 0.1).all(), "itself, but for the rounding to bytes"
+    assert (distances[:, 0] < 0.3).all(), "itself, but for the rounding to steps"
     assert (distances[:, 0] < distances[:, 1]).all()
     assert (np.diff(distances, axis=1) >= 0.0).all()
     assert known.trust.nearest(known.outcome.traits[:2], 10_000)[0].shape == (2, len(known.splits["train"]))
@@ -190,13 +191,24 @@ def test_the_nearest_training_molecules_are_told_with_their_distance(known: Know
 
 def test_nearest_against_a_plain_search() -> None:
     rng = np.random.default_rng(1)
-    steps = np.linspace(0.03, 0.06, 6, dtype=np.float32)
-    latents = to_bytes(rng.standard_normal((500, 6)).astype(np.float32), steps)
-    places = rng.standard_normal((300, 6)).astype(np.float32)
-    plain = np.square(places[:, None] - (latents.astype(float) - 128.0) * steps).sum(axis=2)
-    rows, squares = find_nearest(places, from_bytes(latents, steps), 4)
+    known, places = (rng.standard_normal((count, 8)).astype(np.float32) for count in (500, 300))
+    plain = np.square(places[:, None].astype(float) - known).sum(axis=2)
+    rows, squares = find_nearest(places, known, 4)
     np.testing.assert_array_equal(rows, np.argsort(plain, axis=1)[:, :4])
     np.testing.assert_allclose(squares, np.sort(plain, axis=1)[:, :4], rtol=1e-4)
+
+
+def test_places_keep_all_but_the_fraction_of_a_step_up_to_the_farthest() -> None:
+    rng = np.random.default_rng(1)
+    steps = np.linspace(0.03, 0.06, 8, dtype=np.float32)
+    whole = rng.integers(-FARTHEST_STEP, FARTHEST_STEP, (500, 8), endpoint=True)
+    latents = to_bytes(((whole + rng.uniform(-0.4, 0.4, whole.shape)) * steps).astype(np.float32), steps)
+    assert latents.shape == (500, 6)
+    assert latents.dtype == np.uint8
+    np.testing.assert_allclose(from_bytes(latents, steps), whole * steps, rtol=1e-6)
+    beyond = np.array([[40.0, -40.0, 1e9, -1e9, np.inf, -np.inf, 31.0, -32.0]], dtype=np.float32)
+    kept = from_bytes(to_bytes(beyond, np.ones(8, dtype=np.float32)), np.ones(8, dtype=np.float32))
+    assert kept.tolist() == [[31.0, -32.0, 31.0, -32.0, 31.0, -32.0, 31.0, -32.0]]
 
 
 def test_a_training_molecule_is_recognized_in_any_order_and_orientation(known: Known) -> None:
@@ -234,13 +246,13 @@ def test_a_flaw_puts_a_molecule_outside(known: Known) -> None:
     assert charged.domain.reasons == ("charged",)
 
 
-def test_a_seen_molecule_finds_itself_beyond_the_range_of_the_bytes(known: Known) -> None:
+def test_a_seen_molecule_finds_itself_beyond_the_range_of_the_steps(known: Known) -> None:
     trust, row = known.trust, int(known.splits["train"][0])
     molecule, traits = known.data.molecule(row), known.outcome.traits[row : row + 1]
     narrow = dataclasses.replace(trust, steps=trust.steps / 50.0)
     places = trust.place(known.outcome.traits[known.splits["train"]])
     narrow = dataclasses.replace(narrow, latents=to_bytes(places, narrow.steps))
-    assert (np.abs(trust.place(traits)) > 128.0 * narrow.steps).any()
+    assert (np.abs(trust.place(traits)) > FARTHEST_STEP * narrow.steps).any()
     assert narrow.scores(traits)[0] > 0.0
     (judgment,) = narrow.judge([molecule], traits)
     assert narrow.name(0) in judgment.seen
