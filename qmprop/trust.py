@@ -173,9 +173,12 @@ class Trust:
 
     def nearest(self, traits: Traits, count: int) -> tuple[NDArray[np.int64], Array]:
         """Return the rows of the nearest training molecules and their distances over the threshold [M, count]."""
-        known = from_bytes(self.latents, self.steps)
-        rows, squares = find_nearest(self.place(traits), known, min(count, len(known)))
+        rows, squares = find_nearest(self.place(traits), self._known, min(count, len(self._known)))
         return rows, np.sqrt(squares) / self.threshold
+
+    @cached_property
+    def _known(self) -> Traits:
+        return from_bytes(self.latents, self.steps)
 
     @cached_property
     def _anchored(self) -> Traits:

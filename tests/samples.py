@@ -16,6 +16,8 @@ from qmprop.egnn import EGNN
 from qmprop.graph import Graph, build_graph, concatenate
 from qmprop.model import Model
 from qmprop.molecule import Molecule
+from qmprop.records import Domain
+from qmprop.trust import Trust
 
 #: Twenty molecules of QM9 with their reference values.
 QM9_20 = Path(__file__).parent / "data" / "qm9_20.extxyz"
@@ -134,3 +136,8 @@ def alkane(carbons: int) -> Molecule:
     )
     positions = np.concatenate([spine, spine + out, spine + out * [1, 1, -1], ends])
     return Molecule(np.repeat([6, 1], [carbons, 2 * carbons + 2]), positions)
+
+
+def judge_distance(trust: Trust, traits: NDArray[np.float32]) -> list[Domain]:
+    """Return verdicts made from the distance to the training molecules alone."""
+    return [Domain("out" if score > 1.0 else "in", score) for score in trust.scores(traits).tolist()]

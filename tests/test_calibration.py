@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from samples import QM9_20, TINY, make_model, read_dataset
+from samples import QM9_20, TINY, judge_distance, make_model, read_dataset
 
 from qmprop import calibration, datasets, training
 from qmprop.__main__ import run
@@ -24,7 +24,6 @@ from qmprop.evaluation import evaluate
 from qmprop.geometries import Geometries
 from qmprop.model import Model, load_model, save_model
 from qmprop.qm9 import split_other
-from qmprop.records import Domain
 from qmprop.targets import DEFAULT_KEYS
 from qmprop.training import train
 from qmprop.trust import LEVEL, LEVELS, load_trust
@@ -76,7 +75,7 @@ def half_widths(model: Model, molecules: Dataset) -> np.ndarray:
     assert trust is not None
     outcomes = model.run_arrays(molecules.numbers, molecules.positions, molecules.offsets)
     traits = np.concatenate([outcome.traits for outcome in outcomes])
-    return trust.half_widths(traits, [Domain("in", 0.5)] * len(traits))
+    return trust.half_widths(traits, judge_distance(trust, traits))
 
 
 def test_training_ends_calibrated(trained: Trained) -> None:

@@ -44,7 +44,7 @@ from qmprop.graph import concatenate
 from qmprop.model import Model, choose_device, find_weights, join_models, load_model, save_model
 from qmprop.molecule import Molecule
 from qmprop.targets import BOHR_ANGSTROM, DEFAULT_KEYS, TARGETS
-from qmprop.trust import count_traits
+from qmprop.trust import FARTHEST_STEP, count_traits, load_trust
 
 WATER = find_formula("H2O")
 
@@ -575,6 +575,20 @@ def test_bundled_weights_are_invariant(bundled: Model, molecules: list[Molecule]
         moved = bundled.predict([move(molecule, by=(30.0, 5.0, -80.0), turn=turn) for molecule in molecules])
         for key, spread in SPREAD.items():
             assert np.abs(moved[key] - before[key]).max() < 1e-5 * spread, key
+
+
+def test_bundled_weights_find_seen_molecules_nearest_to_themselves(bundled: Model, molecules: list[Molecule]) -> None:
+    trust = load_trust(bundled)
+    assert trust is not None
+    traits = bundled.run(*concatenate(molecules)).traits
+    rows, distances = trust.nearest(traits, 1)
+    judged = trust.judge(molecules, traits)
+    seen = np.array([bool(judgment.seen) for judgment in judged])
+    within = (np.abs(trust.place(traits)) <= FARTHEST_STEP * trust.steps).all(axis=1)
+    assert (seen & within).sum() >= 5
+    for judgment, row in zip(judged, rows[:, 0], strict=True):
+        assert not judgment.seen or trust.name(row) in judgment.seen
+    assert (distances[seen & within, 0] < 0.1).all(), "but for the rounding to steps"
 
 
 def test_bundled_weights_know_known_molecules(bundled: Model) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from samples import TINY, make_model, move, random_rotation, read_dataset
+from samples import TINY, judge_distance, make_model, move, random_rotation, read_dataset
 
 from qmprop.calibration import fit_trust
 from qmprop.datasets import Dataset
@@ -59,10 +59,6 @@ class Known:
         """Return the half-widths of molecules, whose verdict is made here from the distance alone."""
         traits = self.outcome.traits[rows]
         return self.trust.half_widths(traits, judge_distance(self.trust, traits), level)
-
-
-def judge_distance(trust: Trust, traits: NDArray[np.float32]) -> list[Domain]:
-    return [Domain("out" if score > 1.0 else "in", score) for score in trust.scores(traits).tolist()]
 
 
 def run_all(model: Model, data: Dataset) -> Outcome:
