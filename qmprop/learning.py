@@ -58,10 +58,10 @@ _STEPS_AHEAD: Final = 4
 _STEPS_BETWEEN_REPORTS: Final = 50
 #: Spread of charges (e) and modes below which there is nothing to learn.
 _LEAST_SPREAD: Final = 1e-3
-#: Molecules to pass through the layers that make it worth compiling them.
-_COMPILE_FROM: Final = 100_000
+#: Molecules to pass through the network that make it worth the minutes that compiling it takes.
+_COMPILE_FROM: Final = 300_000
 #: How: for one thread each, and free of the lock that lets only one thread at a time run Python.
-_COMPILER: Final = {"cpp.threads": 1, "cpp_wrapper": True}
+_COMPILER: Final[dict[str, str | int | bool | Callable[..., Any]]] = {"cpp.threads": 1, "cpp_wrapper": True}
 #: How long the device's peak is measured.
 _PEAK_SECONDS: Final = 0.3
 _HOMO, _LUMO, _R2 = (LATENTS.index(key) for key in ("homo", "lumo", "r2"))
@@ -245,6 +245,7 @@ class Learner(pl.LightningModule):
         weights = torch.tensor([getattr(config.loss, key) for key in LATENTS])
         self.register_buffer("loss_weights", weights, persistent=False)
         self.repeated = _repeat(self.training_set)
+        self.sizes = np.diff(self.training_set.offsets)
         self.batches = Batches(self.repeated, config.batch_size, config.seed)
         self.threads = torch.get_num_threads()
         self.pool = ThreadPoolExecutor(self.threads, initializer=prepare_thread)
@@ -252,7 +253,8 @@ class Learner(pl.LightningModule):
         self.losses: list[Tensor] = []
         self.started = 0.0
         self.operations = self.peak = 0.0
-        self.compiled = False
+        self.find_loss: Callable[..., Tensor] = find_loss
+        self.tried_to_compile = False
 
     def start_from(self, network: EGNN) -> None:
         """Start from the weights of a network of the same shape; the baseline stays the one of this run."""
@@ -326,7 +328,7 @@ class Learner(pl.LightningModule):
 
     def _gather(self, batch: NDArray[np.int64]) -> tuple[Tensor, list[Tensor]]:
         """Return loss and gradients of a batch whose parts go to one thread each."""
-        parts = np.array_split(batch, min(self.workers, -(-len(batch) // _PART_SIZE)))
+        parts = self._deal(batch, min(self.workers, -(-len(batch) // _PART_SIZE)))
         results = list((self.pool.map if len(parts) > 1 else map)(self._gradients, parts))
         shares = [len(part) / len(batch) for part in parts]
         loss = torch.stack([result[0] * share for result, share in zip(results, shares, strict=True)]).sum()
@@ -337,6 +339,15 @@ class Learner(pl.LightningModule):
         for result, share in zip(results[1:], shares[1:], strict=True):
             torch._foreach_add_(gradients, list(result[1]), alpha=share)
         return loss, gradients
+
+    def _deal(self, batch: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
+        """Return a batch in parts with about as many atoms each, as the step waits for the slowest."""
+        ranks = np.arange(len(batch))
+        turns, places = np.divmod(ranks, count)
+        places = np.where(turns % 2, count - 1 - places, places)
+        owners = np.empty_like(places)
+        owners[np.argsort(-self.sizes[batch], kind="stable")] = places
+        return [batch[owners == part] for part in range(count)]
 
     def _step(self) -> None:
         """Let every optimizer do its part, each in its own thread."""
@@ -399,20 +410,18 @@ class Learner(pl.LightningModule):
         self.batches.set_epoch(len(self.history))  # the trainer draws the first order before it tells the epoch
 
     def _compile(self) -> None:
-        """Have the layers translated to machine code where that is worth the minute it takes."""
-        if self.compiled or self.config.epochs * len(self.repeated) < _COMPILE_FROM or not _has_compiler():
+        """Have the loss and its gradients translated to machine code where that is worth the minutes it takes."""
+        worth = self.config.epochs * len(self.repeated) >= _COMPILE_FROM
+        if self.tried_to_compile or not worth or not _has_compiler():
             return
-        layers = (*self.network.refiner, *self.network.layers)
-        self.compiled = True
+        self.tried_to_compile = True
+        self.find_loss = torch.compile(find_loss, dynamic=True, options=_COMPILER)
         try:
-            for layer in layers:
-                layer.compile(dynamic=True, options=_COMPILER)
             self._gradients(np.arange(min(len(self.training_set), _PART_SIZE * 4)))
         except TorchDynamoException as error:  # no Python headers, an old compiler, a full disk, ...
             reason = str(error).strip().partition("\n")[0]
-            warnings.warn(f"training goes on without compiled layers: {reason}", RuntimeWarning, stacklevel=2)
-            for layer in layers:
-                layer._compiled_call_impl = None
+            warnings.warn(f"training goes on without compiled code: {reason}", RuntimeWarning, stacklevel=2)
+            self.find_loss = find_loss
 
     def _measure_peak(self) -> None:
         """Measure what the device can do, a CPU anew every epoch as other work slows it; count what a molecule takes.
@@ -481,27 +490,9 @@ class Learner(pl.LightningModule):
         return Prepared(graph, self.labels[rows], torch.from_numpy(self.positions[atoms]), charges, modes)
 
     def _loss(self, prepared: Prepared) -> Tensor:
-        """Weighted mean of the absolute errors of the normalized outputs and of the gap, and the distance to DFT."""
-        graph, labels, minima, charges, modes = prepared
-        encoding = self.network.encode(*graph.arguments())
-        outputs, refined = self.network.read(encoding, graph.molecules, graph.molecule_count), encoding.positions
-        scales = self.network.scales
-        errors = outputs - labels
-        moments = graph.numbers * (refined.detach().square() - minima.square()).sum(dim=1) / BOHR_ANGSTROM**2
-        surplus = sum_atoms(moments, graph.molecules, graph.molecule_count) / scales[_R2]
-        errors[:, _R2] += surplus
-        gaps = (errors[:, _LUMO] * scales[_LUMO] - errors[:, _HOMO] * scales[_HOMO]) / scales[_LUMO]
-        total = (errors.abs() @ self.loss_weights).mean() + self.config.loss.gap * gaps.abs().mean()
-        loss: Tensor = total / (self.loss_weights.sum() + self.config.loss.gap)
-        if self.config.model.refine_layers:
-            loss = loss + self.config.shift_weight * _misplacement(refined, minima, graph, self._tolerance)
-        if charges.numel():
-            read = self.readouts.charges(encoding.h)[:, 0]
-            loss = loss + self.config.charge_weight * (read - charges).abs().mean()
-        if modes.numel():
-            counted = sum_atoms(self.readouts.modes(encoding.h), graph.molecules, graph.molecule_count)
-            loss = loss + self.config.vibration_weight * (counted - modes).abs().mean()
-        return loss
+        return self.find_loss(
+            self.network, self.readouts, self.loss_weights, self.config, prepared, torch.tensor(self._tolerance)
+        )
 
     @property
     def _tolerance(self) -> float:
@@ -526,7 +517,48 @@ class Learner(pl.LightningModule):
         )
 
 
-def _misplacement(refined: Tensor, minima: Tensor, graph: Graph, tolerance: float) -> Tensor:
+def find_loss(
+    network: EGNN, readouts: Readouts, weights: Tensor, config: TrainConfig, prepared: Prepared, tolerance: Tensor
+) -> Tensor:
+    """Return the loss of a batch: how wrong the outputs, the refined geometry and the readouts are.
+
+    It is a function of its arguments alone, so that it can be compiled once for all epochs.
+
+    Args:
+        network: What is trained.
+        readouts: What reads charges and modes from it.
+        weights: Weight of each output [10].
+        config: The settings, for the other weights.
+        prepared: The batch.
+        tolerance: Distance in Å below which misplaced atoms matter less [].
+
+    Returns:
+        The weighted mean of the absolute errors of the normalized outputs and of the gap, plus the distance to the DFT
+        geometry and the mean errors of charges and modes, each times its weight [].
+    """
+    graph, labels, minima, charges, modes = prepared
+    encoding = network.encode(*graph.arguments())
+    outputs, refined = network.read(encoding, graph.molecules, graph.molecule_count), encoding.positions
+    scales = network.scales
+    errors = outputs - labels
+    moments = graph.numbers * (refined.detach().square() - minima.square()).sum(dim=1) / BOHR_ANGSTROM**2
+    surplus = sum_atoms(moments, graph.molecules, graph.molecule_count) / scales[_R2]
+    errors[:, _R2] += surplus
+    gaps = (errors[:, _LUMO] * scales[_LUMO] - errors[:, _HOMO] * scales[_HOMO]) / scales[_LUMO]
+    total = (errors.abs() @ weights).mean() + config.loss.gap * gaps.abs().mean()
+    loss: Tensor = total / (weights.sum() + config.loss.gap)
+    if config.model.refine_layers:
+        loss = loss + config.shift_weight * _misplacement(refined, minima, graph, tolerance)
+    if charges.numel():
+        read = readouts.charges(encoding.h)[:, 0]
+        loss = loss + config.charge_weight * (read - charges).abs().mean()
+    if modes.numel():
+        counted = sum_atoms(readouts.modes(encoding.h), graph.molecules, graph.molecule_count)
+        loss = loss + config.vibration_weight * (counted - modes).abs().mean()
+    return loss
+
+
+def _misplacement(refined: Tensor, minima: Tensor, graph: Graph, tolerance: Tensor) -> Tensor:
     """Return how far atoms are from where they should be plus how wrong the distances of neighbors are, in Å.
 
     The distances are what the layers after the refinement read; they do not see how far a turn about a bond in the
@@ -562,7 +594,7 @@ def _normalize(auxiliary: Auxiliary | None, molecules: Molecules, rows: NDArray[
     )
 
 
-def _soften(squares: Tensor, tolerance: float) -> Tensor:
+def _soften(squares: Tensor, tolerance: Tensor) -> Tensor:
     """Return square roots that are quadratic below the tolerance."""
     return (squares + tolerance**2).sqrt() - tolerance
 

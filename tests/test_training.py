@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from qmprop.auxiliary import KNOTS, Auxiliary
 from qmprop.baseline import Baseline, center, compose
 from qmprop.config import ModelConfig, TrainConfig
 from qmprop.datasets import Dataset
-from qmprop.egnn import LATENTS, EGNNLayer
+from qmprop.egnn import LATENTS
 from qmprop.errors import ConfigError, DataError, OutputError, TrainingError, WeightsError
 from qmprop.evaluation import measure
 from qmprop.geometries import Geometries, minimize_dataset, rmsd, superpose
@@ -734,15 +735,32 @@ def make_learner() -> learning.Learner:
     return module
 
 
-def test_compiled_layers_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_parts_of_a_batch_have_about_as_many_atoms(count: int) -> None:
+    module = make_learner()
+    batch = np.random.default_rng(0).permutation(len(module.training_set))
+    parts = module._deal(batch, count)
+    assert sorted(np.concatenate(parts)) == sorted(batch)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    atoms = [int(module.sizes[part].sum()) for part in parts]
+    assert max(atoms) - min(atoms) <= module.sizes.max()
+    module.pool.shutdown()
+
+
+def test_compiled_loss_has_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning, "_COMPILE_FROM", 1)
     monkeypatch.setattr(learning, "_PART_SIZE", 1)
     module = make_learner()
-    expected = {size: module._gradients(np.arange(size)) for size in (3, 16)}
+    epochs = (0, CONFIG.epochs)  # the tolerance is another one
+    expected = {}
+    for epoch in epochs:
+        module.batches.set_epoch(epoch)
+        expected |= {(epoch, size): module._gradients(np.arange(size)) for size in (3, 16)}
     module._compile()
-    assert module.compiled
-    assert all(layer._compiled_call_impl is not None for layer in (*module.network.refiner, *module.network.layers))
-    for size, (loss, gradients) in expected.items():
+    assert module.find_loss is not learning.find_loss
+    monkeypatch.setattr(torch._dynamo.config, "error_on_recompile", True)
+    for (epoch, size), (loss, gradients) in expected.items():
+        module.batches.set_epoch(epoch)
         compiled_loss, compiled = module._gradients(np.arange(size))
         torch.testing.assert_close(compiled_loss, loss)
         for found, wanted in zip(compiled, gradients, strict=True):
@@ -753,25 +771,26 @@ def test_compiled_layers_have_the_same_gradients(monkeypatch: pytest.MonkeyPatch
 def test_short_runs_and_machines_without_compiler_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
     module = make_learner()
     module._compile()
-    assert not module.compiled, "not worth it"
+    assert module.find_loss is learning.find_loss, "not worth it"
     monkeypatch.setattr(learning, "_COMPILE_FROM", 1)
     monkeypatch.setenv("CXX", "no-such-compiler")
     module._compile()
-    assert not module.compiled
+    assert module.find_loss is learning.find_loss
     module.pool.shutdown()
 
 
 def test_a_compiler_that_fails_costs_speed_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(learning, "_COMPILE_FROM", 1)
 
-    def fail(layer: EGNNLayer, **options: object) -> None:
-        layer._compiled_call_impl = lambda *arguments: pytest.fail("not to be called")
+    def fail(*arguments: object) -> torch.Tensor:
         raise TorchDynamoException("Python.h: No such file or directory")
 
-    monkeypatch.setattr(EGNNLayer, "compile", fail)
+    monkeypatch.setattr(torch, "compile", lambda *arguments, **options: fail)
     module = make_learner()
-    with pytest.warns(RuntimeWarning, match=r"goes on without compiled layers: Python\.h"):
+    with pytest.warns(RuntimeWarning, match=r"goes on without compiled code: Python\.h"):
         module._compile()
+    with warnings.catch_warnings(action="error"):
+        module._compile()  # as the next epoch does
     loss, _ = module._gradients(np.arange(4))
     assert torch.isfinite(loss)
     module.pool.shutdown()
