@@ -342,8 +342,7 @@ class Learner(pl.LightningModule):
 
     def _deal(self, batch: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
         """Return a batch in parts with about as many atoms each, as the step waits for the slowest."""
-        ranks = np.arange(len(batch))
-        turns, places = np.divmod(ranks, count)
+        turns, places = np.divmod(np.arange(len(batch)), count)
         places = np.where(turns % 2, count - 1 - places, places)
         owners = np.empty_like(places)
         owners[np.argsort(-self.sizes[batch], kind="stable")] = places
@@ -463,10 +462,9 @@ class Learner(pl.LightningModule):
         steps = np.where(choice < share, np.float32(1.0), np.float32(0.0))
         between = choice < share / 3.0
         steps[between] = rng.random(int(between.sum()), dtype=np.float32) * 1.2
-        sizes = np.diff(self.training_set.offsets)
-        factors = np.repeat(steps, sizes)[:, None]
+        factors = np.repeat(steps, self.sizes)[:, None]
         inputs = self.positions + factors * (self._draw_others(rng) - self.positions)
-        jittered = np.repeat(between, sizes)
+        jittered = np.repeat(between, self.sizes)
         inputs[jittered] += self.config.jitter * rng.standard_normal((int(jittered.sum()), 3), dtype=np.float32)
         centered = center(self.training_set.numbers, inputs, self.training_set.offsets)
         inputs[jittered] = centered[jittered]
@@ -477,7 +475,7 @@ class Learner(pl.LightningModule):
         drawn = self.positions
         for number, (positions, found) in enumerate(self.others):
             taken = found if number == 0 else found & (rng.random(len(found)) < _LATER_SHARE)
-            drawn = np.where(np.repeat(taken, np.diff(self.training_set.offsets))[:, None], positions, drawn)
+            drawn = np.where(np.repeat(taken, self.sizes)[:, None], positions, drawn)
         return drawn
 
     def _look_up(self, batch: NDArray[np.int64]) -> Prepared:

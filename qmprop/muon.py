@@ -74,7 +74,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
     Newton-Schulz iteration X <- a X + (b A + c A A) X with A = X X^T; in bfloat16 on a GPU, else in float32. It begins
     with the matrix over the root of order eight of the sum of s^8, which no singular value s exceeds, nor is the
-    largest of them far below: the norm of A A, which the first iteration needs anyway.
+    largest of them far below: the fourth root of the norm of A A.
 
     Args:
         matrices: Matrices of one shape [k, m, n].
