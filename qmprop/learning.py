@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ from qmprop.evaluation import measure
 from qmprop.geometries import Geometries
 from qmprop.graph import Graph, build_graph
 from qmprop.model import Model, prepare_thread
-from qmprop.muon import Muon
+from qmprop.muon import Muon, group_by_shape
 from qmprop.targets import BOHR_ANGSTROM, ELEMENTS
 
 #: Molecules that make it worth a thread's while.
@@ -286,10 +287,8 @@ class Learner(pl.LightningModule):
         ]
         known = {id(matrix) for matrix in matrices}
         rest = [parameter for parameter in self.trained if id(parameter) not in known]
-        matrices.sort(key=torch.numel, reverse=True)
-        shares = [share for first in range(_MUONS) if (share := matrices[first::_MUONS])]
         decay = config.weight_decay
-        muons = [Muon(share, config.lr, decay) for share in shares]
+        muons = [Muon(share, config.lr, decay) for share in _share_matrices(matrices)]
         return [torch.optim.AdamW(rest, config.lr * _REST_RATE, weight_decay=decay, fused=True), *muons]
 
     def _rate(self, step: int) -> float:
@@ -595,6 +594,18 @@ def _normalize(auxiliary: Auxiliary | None, molecules: Molecules, rows: NDArray[
 def _soften(squares: Tensor, tolerance: Tensor) -> Tensor:
     """Return square roots that are quadratic below the tolerance."""
     return (squares + tolerance**2).sqrt() - tolerance
+
+
+def _share_matrices(matrices: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Deal matrices out to the optimizers, those of a shape together, so that each has about as much to do."""
+    groups = [(len(alike) * alike[0].numel() * min(alike[0].shape), alike) for alike in group_by_shape(matrices)]
+    shares: list[list[nn.Parameter]] = [[] for _ in range(_MUONS)]
+    loads = [0] * _MUONS
+    for cost, alike in sorted(groups, key=itemgetter(0), reverse=True):
+        least = loads.index(min(loads))
+        shares[least] += alike
+        loads[least] += cost
+    return [share for share in shares if share]
 
 
 def _repeat(molecules: Molecules) -> NDArray[np.int64]:

@@ -29,10 +29,10 @@ _SMALL: Final = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """Optimizer of matrices.
+    """Optimizer of matrices, those of a shape at once.
 
     Args:
-        parameters: Matrices.
+        parameters: Matrices. One that has a gradient in one step has one in all.
         lr: Learning rate; the root mean square of a step's entries is about 0.2 of it.
         weight_decay: Decoupled weight decay.
         momentum: Decay of the moving average of gradients, which Nesterov's step runs ahead of.
@@ -41,7 +41,8 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
     ) -> None:
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        groups = [{"params": alike} for alike in group_by_shape(parameters)]
+        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -50,23 +51,28 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for group in self.param_groups:  # one for each shape: as few calls as there can be
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
             if not matrices:
                 continue
-            for matrix in matrices:
-                if "momentum" not in self.state[matrix]:
-                    self.state[matrix]["momentum"] = torch.zeros_like(matrix)
+            gradients = torch.stack([matrix.grad for matrix in matrices])
+            state = self.state[matrices[0]]  # holds the momentum of all
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(gradients)
+            state["momentum"].lerp_(gradients, 1.0 - group["momentum"])
+            steps = orthogonalize(gradients.lerp_(state["momentum"], group["momentum"]))
+            size = 0.2 * max(steps.shape[1:]) ** 0.5
             torch._foreach_mul_(matrices, 1.0 - group["lr"] * group["weight_decay"])
-            for shape in sorted({matrix.shape for matrix in matrices}):  # as few calls as there can be
-                alike = [matrix for matrix in matrices if matrix.shape == shape]
-                gradients = [matrix.grad for matrix in alike]
-                averages = [self.state[matrix]["momentum"] for matrix in alike]
-                torch._foreach_lerp_(averages, gradients, 1.0 - group["momentum"])
-                ahead = torch.stack(torch._foreach_lerp(gradients, averages, group["momentum"]))
-                size = 0.2 * max(shape) ** 0.5
-                torch._foreach_add_(alike, orthogonalize(ahead).unbind(), alpha=-group["lr"] * size)
+            torch._foreach_add_(matrices, steps.unbind(), alpha=-group["lr"] * size)
         return loss
+
+
+def group_by_shape(matrices: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+    """Return matrices in lists of those that have the same shape."""
+    groups: dict[torch.Size, list[nn.Parameter]] = {}
+    for matrix in matrices:
+        groups.setdefault(matrix.shape, []).append(matrix)
+    return list(groups.values())
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -85,13 +91,22 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
     if tall := x.shape[1] > x.shape[2]:
         x = x.mT
-    x = x / _norm(x)
+    x = (x / _norm(x)).contiguous()
+    other = torch.empty_like(x)
+    squares, factors = (x.new_empty(x.shape[0], x.shape[1], x.shape[1]) for _ in range(2))
     for number, (a, b, c) in enumerate(_COEFFICIENTS):
-        squares = x @ x.mT
+        torch.bmm(x, x.mT, out=squares)
         if number == 0:
-            largest = _norm(squares @ squares) ** 0.25
-            x, squares = x / largest, squares / largest**2
-        x = torch.baddbmm(x, torch.baddbmm(squares, squares, squares, beta=b, alpha=c), x, beta=a)
+            torch.bmm(squares, squares, out=factors)
+            largest = _norm(factors) ** 0.25
+            x.div_(largest)
+            squares.div_(largest**2)
+            factors.mul_(c / largest**4).add_(squares, alpha=b)
+        else:
+            torch.baddbmm(squares, squares, squares, beta=b, alpha=c, out=factors)
+        factors.diagonal(dim1=1, dim2=2).add_(a)
+        torch.bmm(factors, x, out=other)
+        x, other = other, x
     return (x.mT if tall else x).to(matrices.dtype)
 
 

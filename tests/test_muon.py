@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -94,3 +95,39 @@ def test_it_finds_the_nearest_matrix() -> None:
         loss.backward()
         optimizer.step(lambda: float((matrix - wanted).square().sum()))
     assert float((matrix - wanted).norm() / wanted.norm()) < 0.02
+
+
+def test_matrices_of_a_shape_step_as_they_do_alone() -> None:
+    torch.manual_seed(0)
+    start = [torch.randn(shape) for shape in ((16, 32), (24, 24), (16, 32), (32, 16), (16, 32))]
+    together, alone = ([nn.Parameter(matrix.clone()) for matrix in start] for _ in range(2))
+    optimizers = [Muon(together, 1e-2, 0.1), *(Muon([matrix], 1e-2, 0.1) for matrix in alone)]
+    for _ in range(3):
+        for one, other in zip(together, alone, strict=True):
+            one.grad = torch.randn(one.shape)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+
+
+def test_state_goes_on_from_where_it_was_saved() -> None:
+    torch.manual_seed(0)
+    matrices, others = ([nn.Parameter(torch.zeros(16, 24)) for _ in range(2)] for _ in range(2))
+    gradients = [torch.randn(2, 16, 24) for _ in range(4)]
+    first, second = Muon(matrices, 1e-2, 0.0), Muon(others, 1e-2, 0.0)
+    for number, gradient in enumerate(gradients):
+        for matrix, one in zip(matrices, gradient, strict=True):
+            matrix.grad = one.clone()
+        first.step()
+        if number == 1:
+            second.load_state_dict(copy.deepcopy(first.state_dict()))
+            for matrix, other in zip(matrices, others, strict=True):
+                other.data.copy_(matrix.data)
+        elif number > 1:
+            for other, one in zip(others, gradient, strict=True):
+                other.grad = one.clone()
+            second.step()
+    for matrix, other in zip(matrices, others, strict=True):
+        torch.testing.assert_close(matrix, other)
