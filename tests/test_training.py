@@ -674,6 +674,21 @@ def test_every_weight_has_one_optimizer(threads: int) -> None:
     assert {"embedding.weight", "layers.0.norm.weight", "layers.0.gate.weight", "shift.bias"} < set(owned(first))
 
 
+def test_matrices_of_a_shape_are_in_one_optimizer_and_the_work_is_shared() -> None:
+    config = dataclasses.replace(CONFIG, model=ModelConfig())
+    module = learning.Learner(config, read_dataset(), qm9.split_other(20))
+    module.pool.shutdown()
+    _, *muons = module.configure_optimizers()
+    shapes = [[group["params"][0].shape for group in muon.param_groups] for muon in muons]
+    costs = [
+        sum(matrix.numel() * min(matrix.shape) for group in muon.param_groups for matrix in group["params"])
+        for muon in muons
+    ]
+    assert len(muons) == 2
+    assert len({shape for part in shapes for shape in part}) == sum(map(len, shapes))
+    assert max(costs) < 1.1 * min(costs)
+
+
 def test_a_network_without_large_matrices_trains(tmp_path: Path) -> None:
     shape = ModelConfig(8, 4, refine_layers=1, layers=1, radial=4, vectors=2, invariants=2, flows=2, heads=2)
     finished = run(tmp_path, dataclasses.replace(CONFIG, epochs=1, model=shape))
