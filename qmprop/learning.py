@@ -54,6 +54,8 @@ _MATRIX_SIZE: Final = 16
 _TOLERANCES: Final = (0.03, 0.005)
 #: Muon optimizers that the matrices are dealt out to; a checkpoint holds the state of each.
 _MUONS: Final = 2
+#: How a checkpoint lays out the state of the optimizers; another one cannot be resumed.
+_LAYOUT: Final = 2
 #: Batches that wait for a GPU, and steps after which it tells its loss, for which it has to be waited for.
 _STEPS_AHEAD: Final = 4
 _STEPS_BETWEEN_REPORTS: Final = 50
@@ -400,10 +402,13 @@ class Learner(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the finished epochs with the weights."""
         fields = [field.name for field in dataclasses.fields(EpochResult)]
+        checkpoint["layout"] = _LAYOUT
         checkpoint["history"] = [[getattr(result, name) for name in fields] for result in self.history]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Bring the finished epochs back."""
+        if checkpoint.get("layout") != _LAYOUT:
+            raise TrainingError("the run was begun by another version of qmprop", "Start a new run without --resume.")
         self.history = [EpochResult(*row) for row in checkpoint["history"]]
         self.batches.set_epoch(len(self.history))  # the trainer draws the first order before it tells the epoch
 

@@ -695,6 +695,17 @@ def test_a_network_without_large_matrices_trains(tmp_path: Path) -> None:
     assert np.isfinite(list(finished.epochs[0].mae.values())).all()
 
 
+def test_a_run_of_another_version_is_not_resumed(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, on_step=interrupt_after(STEPS + 1))
+    file = next(tmp_path.rglob("last.ckpt"))
+    checkpoint = torch.load(file, weights_only=True)
+    del checkpoint["layout"]
+    torch.save(checkpoint, file)
+    with pytest.raises(TrainingError, match="another version of qmprop"):
+        run(tmp_path, resume=True)
+
+
 def test_a_run_resumes_with_another_number_of_threads(finished: Run, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     try:
