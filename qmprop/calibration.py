@@ -68,13 +68,15 @@ _LATENT_SPREAD: Final = 1.5
 _NOISE: Final = (0.01, 0.3)
 _BLOCK: Final = 2_000  # molecules between two reports of progress
 #: The network of the error scale and its training.
-_WIDTH: Final = 128
+_WIDTH: Final = 256
 _EPOCHS: Final = 30
 _FEWEST_STEPS: Final = 600
 _BATCH: Final = 512
 _RATE: Final = 1e-3
 _DECAY: Final = 1e-2
 _DROPOUT: Final = 0.1
+#: How much the properties whose errors are the hardest to foresee count in it; others count 1.
+_WEIGHTS: Final = {"zpve": 3.0}
 #: How often those kinds of geometry that few molecules have come in that training.
 _REPEATS: Final = 4
 #: How much larger other errors may be than those of molecules trained on, before these tell nothing of the others.
@@ -396,7 +398,7 @@ def _fit_scales(low: Traits, high: Traits, samples: Sequence[_Sample]) -> tuple[
         torch.manual_seed(0)
         network = _train_scales(traits, ratios, known)
     layers = [layer for layer in network if isinstance(layer, nn.Linear)]
-    weights = [layer.weight.detach().numpy().T.copy() for layer in layers]
+    weights = [layer.weight.detach().half().float().numpy().T.copy() for layer in layers]  # as they are kept
     biases = [layer.bias.detach().numpy().copy() for layer in layers]
     biases[-1] += np.log(usual).astype(np.float32)
     return tuple(weights), tuple(biases)
@@ -412,6 +414,7 @@ def _train_scales(traits: torch.Tensor, ratios: torch.Tensor, known: torch.Tenso
         readout,
     )
     optimizer = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=_DECAY)
+    known = known * torch.tensor([_WEIGHTS.get(key, 1.0) for key in DEFAULT_KEYS])
     batches = max(1, len(traits) // _BATCH)
     epochs = max(_EPOCHS, _FEWEST_STEPS // batches)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=epochs * batches)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import pytorch_lightning as pl
@@ -69,6 +69,9 @@ _COMPILER: Final[dict[str, str | int | bool | Callable[..., Any]]] = {"cpp.threa
 _PEAK_SECONDS: Final = 0.3
 _HOMO, _LUMO, _R2 = (LATENTS.index(key) for key in ("homo", "lumo", "r2"))
 
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
 
 class Prepared(NamedTuple):
     """What a step needs of a batch: M molecules, N atoms.
@@ -100,6 +103,44 @@ class Readouts(nn.Module):
         self.modes = nn.Linear(width, modes)
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Trainees:
+    """What one optimizer trains.
+
+    Attributes:
+        parameters: Those that it trains.
+        places: Where their gradients are among all.
+        averaged: Averaged weights.
+        followed: The parameters that these follow.
+    """
+
+    parameters: list[nn.Parameter]
+    places: list[int]
+    averaged: list[Tensor]
+    followed: list[Tensor]
+
+    @torch.no_grad()
+    def collect(self, shares: Sequence[float], parts: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Take the gradients of the parts of a batch together; return the sum of their squares []."""
+        total = [parts[0][place] for place in self.places]
+        if len(parts) > 1:
+            torch._foreach_mul_(total, shares[0])
+        for share, part in zip(shares[1:], parts[1:], strict=True):
+            torch._foreach_add_(total, [part[place] for place in self.places], alpha=share)
+        for parameter, gradient in zip(self.parameters, total, strict=True):
+            parameter.grad = gradient
+        return torch.stack(torch._foreach_norm(total)).square().sum()
+
+    def scale(self, factor: Tensor) -> None:
+        """Multiply the gradients."""
+        torch._foreach_mul_([own.grad for own in self.parameters if own.grad is not None], factor)
+
+    @torch.no_grad()
+    def average(self, decay: float) -> None:
+        """Let the averaged weights follow."""
+        torch._foreach_lerp_(self.averaged, self.followed, 1.0 - decay)
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +332,19 @@ class Learner(pl.LightningModule):
         rest = [parameter for parameter in self.trained if id(parameter) not in known]
         decay = config.weight_decay
         muons = [Muon(share, config.lr, decay) for share in _share_matrices(matrices)]
-        return [torch.optim.AdamW(rest, config.lr * _REST_RATE, weight_decay=decay, fused=True), *muons]
+        adam = torch.optim.AdamW(rest, config.lr * _REST_RATE, weight_decay=decay, fused=True)
+        self.trainees = [self._find_trainees(optimizer) for optimizer in (adam, *muons)]
+        return [adam, *muons]
+
+    def _find_trainees(self, optimizer: torch.optim.Optimizer) -> _Trainees:
+        """Return what one of the optimizers trains."""
+        places = {id(parameter): place for place, parameter in enumerate(self.trained)}
+        averaged = dict(zip(map(id, self.network.parameters()), self.averaged.parameters(), strict=True))
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        followed: list[Tensor] = [own for own in parameters if id(own) in averaged]
+        return _Trainees(
+            parameters, [places[id(own)] for own in parameters], [averaged[id(own)] for own in followed], followed
+        )
 
     def _rate(self, step: int) -> float:
         """Return the learning rate of a step: linear warm-up, then a cosine that reaches zero with the last step."""
@@ -314,32 +367,32 @@ class Learner(pl.LightningModule):
 
     def training_step(self, batch: NDArray[np.int64] | Prepared, batch_index: int) -> None:
         """Find the gradients, clip, step, average."""
-        loss, gradients = self._differentiate(batch) if isinstance(batch, tuple) else self._gather(batch)
-        for parameter, gradient in zip(self.trained, gradients, strict=True):
-            parameter.grad = gradient
-        nn.utils.clip_grad_norm_(self.trained, self.config.clip, foreach=True)
-        self._step()
-        decay = min(self.config.ema_decay, (1 + self.global_step) / (10 + self.global_step))
-        parameters = [parameter.detach() for parameter in self.network.parameters()]
-        torch._foreach_lerp_(list(self.averaged.parameters()), parameters, 1.0 - decay)
+        if isinstance(batch, tuple):
+            loss, gradients = self._differentiate(batch)
+            shares, parts = [1.0], [gradients]
+        else:
+            loss, shares, parts = self._gather(batch)
+        squares = self._spread(lambda trainees: trainees.collect(shares, parts), self.trainees)
+        factor = (self.config.clip / torch.stack(squares).sum().sqrt().add(1e-6)).clamp(max=1.0)
+        self._step(factor)
         self.losses.append(loss)
         report = self.device.type == "cpu" or self.global_step % _STEPS_BETWEEN_REPORTS == 0
         if self.on_step_call is not None and report:
             self.on_step_call(self.global_step, len(self.batches) * self.config.epochs, float(loss))
 
-    def _gather(self, batch: NDArray[np.int64]) -> tuple[Tensor, list[Tensor]]:
-        """Return loss and gradients of a batch whose parts go to one thread each."""
+    def _gather(self, batch: NDArray[np.int64]) -> tuple[Tensor, list[float], list[tuple[Tensor, ...]]]:
+        """Return the loss of a batch whose parts go to one thread each, their shares of it and their gradients."""
         parts = self._deal(batch, min(self.workers, -(-len(batch) // _PART_SIZE)))
-        results = list((self.pool.map if len(parts) > 1 else map)(self._gradients, parts))
+        results = self._spread(self._gradients, parts)
         shares = [len(part) / len(batch) for part in parts]
         loss = torch.stack([result[0] * share for result, share in zip(results, shares, strict=True)]).sum()
         if not torch.isfinite(loss):
             self._stop(parts, [result[0] for result in results])
-        gradients = list(results[0][1])
-        torch._foreach_mul_(gradients, shares[0])
-        for result, share in zip(results[1:], shares[1:], strict=True):
-            torch._foreach_add_(gradients, list(result[1]), alpha=share)
-        return loss, gradients
+        return loss, shares, [result[1] for result in results]
+
+    def _spread(self, call: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+        """Call for each of the items, in threads where there are several."""
+        return list((self.pool.map if self.workers > 1 and len(items) > 1 else map)(call, items))
 
     def _deal(self, batch: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
         """Return a batch in parts with about as many atoms each, as the step waits for the slowest."""
@@ -349,17 +402,23 @@ class Learner(pl.LightningModule):
         owners[np.argsort(-self.sizes[batch], kind="stable")] = places
         return [batch[owners == part] for part in range(count)]
 
-    def _step(self) -> None:
-        """Let every optimizer do its part, each in its own thread."""
+    def _step(self, factor: Tensor) -> None:
+        """Let every optimizer take its step with the gradients times a factor, each in its own thread, and average."""
         optimizers = self.optimizers()
         rest, *muons = optimizers if isinstance(optimizers, list) else [optimizers]
         rate = self._rate(self.global_step)
+        decay = min(self.config.ema_decay, (2 + self.global_step) / (11 + self.global_step))
         for optimizer in (rest, *muons):
             for group in optimizer.param_groups:
                 group["lr"] = rate * _REST_RATE if optimizer is rest else rate
-        for _ in (self.pool.map if self.workers > 1 else map)(lambda muon: muon.optimizer.step(), muons):
-            pass
-        rest.step()  # the one that the trainer counts
+        steps = [rest.step, *(muon.optimizer.step for muon in muons)]  # of the first, which the trainer counts
+
+        def step(number: int) -> None:
+            self.trainees[number].scale(factor)
+            steps[number]()
+            self.trainees[number].average(decay)
+
+        self._spread(step, range(len(steps))[::-1])  # what takes long first
 
     @property
     def trained(self) -> list[nn.Parameter]:

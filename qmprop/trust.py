@@ -69,7 +69,7 @@ class Trust:
     Attributes:
         low: Traits are taken as at least this [T].
         high: Traits are taken as at most this [T].
-        weights: Matrices of the network of the error scale: [T, W], [W, W], [W, 12].
+        weights: Matrices of the network of the error scale: [T, W], [W, W], [W, 12]; files keep half their digits.
         biases: Their constants [W], [W], [12].
         edges: Logarithms of the root mean square move that part the molecules [E].
         sizes: Numbers of heavy atoms, ascending, that part them again: those that have fewer are rare [S].
@@ -265,7 +265,7 @@ class Trust:
         arrays["keys"] = arrays["keys"].view(np.int64)  # which every reader of safetensors knows
         arrays |= {name: getattr(self, name).view(np.int64) for name in ("surroundings", "listed")}
         for number, (matrix, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            arrays |= {f"weight{number}": matrix, f"bias{number}": bias}
+            arrays |= {f"weight{number}": matrix.astype(np.float16), f"bias{number}": bias}
         return arrays | {f"limits.{name}": array for name, array in self.limits.to_arrays().items()}
 
     @classmethod
@@ -301,7 +301,7 @@ class Trust:
         order = np.argsort(keys, kind="stable")
         return cls(
             **{name: arrays[name] for name in _PLAIN},
-            weights=tuple(arrays[f"weight{number}"] for number in range(3)),
+            weights=tuple(arrays[f"weight{number}"].astype(np.float32) for number in range(3)),
             biases=tuple(arrays[f"bias{number}"] for number in range(3)),
             anchors=anchors,
             threshold=float(arrays["threshold"][0]),
@@ -356,7 +356,7 @@ def _shapes(
         "keys": ((count,), np.int64),
     }
     for number, (rows, columns) in enumerate(itertools.pairwise((traits, width, width, outputs))):
-        shapes[f"weight{number}"] = ((rows, columns), np.float32)
+        shapes[f"weight{number}"] = ((rows, columns), np.float16)
         shapes[f"bias{number}"] = ((columns,), np.float32)
     return shapes
 

@@ -12,6 +12,7 @@ import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -770,6 +771,32 @@ def test_parts_of_a_batch_have_about_as_many_atoms(count: int) -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     atoms = [int(module.sizes[part].sum()) for part in parts]
     assert max(atoms) - min(atoms) <= module.sizes.max()
+    module.pool.shutdown()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("clip", [0.1, 1e6])
+def test_a_step_takes_the_mean_gradients_of_its_parts_clipped(
+    monkeypatch: pytest.MonkeyPatch, clip: float, threads: int
+) -> None:
+    module = make_learner()
+    module.config, module.threads = dataclasses.replace(CONFIG, clip=clip), threads
+    wrapped = [SimpleNamespace(optimizer=one, step=one.step) for one in module.configure_optimizers()]
+    for one in wrapped:
+        one.param_groups = one.optimizer.param_groups
+    monkeypatch.setattr(module, "optimizers", lambda: wrapped)
+    batch = np.arange(16)
+    parts = [module._gradients(part)[1] for part in module._deal(batch, threads)]
+    expected = [torch.stack(gradients).mean(dim=0) for gradients in zip(*parts, strict=True)]
+    norm = float(torch.nn.utils.get_total_norm(expected))
+    assert 0.2 < norm < 1e5
+    before = [weights.clone() for weights in module.averaged.parameters()]
+    module.training_step(batch, 0)
+    for own, gradient in zip(module.trained, expected, strict=True):
+        torch.testing.assert_close(own.grad, gradient * min(1.0, clip / norm), rtol=1e-3, atol=1e-5)
+    for old, now, own in zip(before, module.averaged.parameters(), module.network.parameters(), strict=True):
+        torch.testing.assert_close(now, old.lerp(own.detach(), 9 / 11))
+    assert any(not torch.equal(old, own) for old, own in zip(before, module.network.parameters(), strict=True))
     module.pool.shutdown()
 
 
