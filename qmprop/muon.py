@@ -3,11 +3,13 @@
 K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024), with steps scaled to the size of
 AdamW's (J. Liu et al., "Muon is scalable for LLM training", 2025). PyTorch's own does the products in bfloat16, which
 takes many times as long on a CPU that has no instructions for it, and one polynomial five times, which leaves more
-singular values small: how many, decides how much a run learns.
+singular values small: how many, decides how much a run learns. Here a GPU multiplies by other polynomials, and a CPU
+solves equations, which takes it less time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -25,6 +27,9 @@ _COEFFICIENTS: Final = (
     (3.3964, -2.4958, 0.4942),
     (2.4071, -1.7629, 0.4290),
 )
+#: Singular values, in the largest, from which the rational functions bring all near to 1, and how many they are.
+_LEAST: Final = 4e-4
+_SOLUTIONS: Final = 2
 _SMALL: Final = 1e-7
 
 
@@ -78,20 +83,32 @@ def group_by_shape(matrices: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]
 def orthogonalize(matrices: Tensor) -> Tensor:
     """Return about U V^T of matrices U S V^T: singular values, if not tiny, come out between 0.8 and 1.2.
 
-    Newton-Schulz iteration X <- a X + (b A + c A A) X with A = X X^T; in bfloat16 on a GPU, else in float32. It begins
-    with the matrix over the root of order eight of the sum of s^8, which no singular value s exceeds, nor is the
-    largest of them far below: the fourth root of the norm of A A.
-
     Args:
         matrices: Matrices of one shape [k, m, n].
 
     Returns:
         The same of each [k, m, n].
     """
-    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
-    if tall := x.shape[1] > x.shape[2]:
-        x = x.mT
-    x = (x / _norm(x)).contiguous()
+    x = matrices.mT if (tall := matrices.shape[1] > matrices.shape[2]) else matrices
+    x = multiply(x.bfloat16()) if x.is_cuda else solve(x.float())
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def multiply(matrices: Tensor) -> Tensor:
+    """Return about U V^T of matrices U S V^T by products alone.
+
+    Newton-Schulz iteration X <- a X + (b A + c A A) X with A = X X^T. It begins with the matrix over the root of order
+    eight of the sum of s^8, which no singular value s exceeds, nor is the largest of them far below: the fourth root of
+    the norm of A A.
+
+    Args:
+        matrices: Matrices of one shape [k, m, n], m <= n.
+
+    Returns:
+        The same of each, with singular values between 0.8 and 1.2 where they are not below 0.001 of the largest
+        [k, m, n].
+    """
+    x = (matrices / _norm(matrices)).contiguous()
     other = torch.empty_like(x)
     squares, factors = (x.new_empty(x.shape[0], x.shape[1], x.shape[1]) for _ in range(2))
     for number, (a, b, c) in enumerate(_COEFFICIENTS):
@@ -107,7 +124,55 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         factors.diagonal(dim1=1, dim2=2).add_(a)
         torch.bmm(factors, x, out=other)
         x, other = other, x
-    return (x.mT if tall else x).to(matrices.dtype)
+    return x
+
+
+def solve(matrices: Tensor) -> Tensor:
+    """Return about U V^T of matrices U S V^T by systems of equations.
+
+    Dynamically weighted Halley iteration X <- (b / c) X + (a - b / c) (1 + c X X^T)^-1 X (Y. Nakatsukasa, Z. Bai and
+    F. Gygi, "Optimizing Halley's iteration for computing the matrix polar decomposition", 2010), by Cholesky
+    factors. It begins with the matrix over the root of order four of the sum of s^4 of its singular values s.
+
+    Args:
+        matrices: Matrices of one shape [k, m, n], m <= n.
+
+    Returns:
+        The same of each, with singular values between 0.9 and 1 where they are not below 0.001 of the largest
+        [k, m, n].
+    """
+    x = (matrices / _norm(matrices)).contiguous()
+    solved = torch.empty_like(x)
+    squares, lower = (x.new_empty(x.shape[0], x.shape[1], x.shape[1]) for _ in range(2))
+    lower, failed = lower.mT, torch.empty(x.shape[0], dtype=torch.int32, device=x.device)
+    least = _LEAST
+    for number in range(_SOLUTIONS):
+        a, b, c, least = _weigh(least)
+        torch.bmm(x, x.mT, out=squares)
+        if number == 0:
+            largest = _norm(squares) ** 0.5
+            x.div_(largest)
+            squares.div_(largest**2)
+        squares.mul_(c).diagonal(dim1=1, dim2=2).add_(1.0)
+        torch.linalg.cholesky_ex(squares, out=(lower, failed))
+        # from the right, as that is the order in which rows lie in memory
+        torch.linalg.solve_triangular(lower.mT, x.mT, upper=True, left=False, out=solved.mT)
+        torch.linalg.solve_triangular(lower, solved.mT, upper=False, left=False, out=solved.mT)
+        x.mul_(b / c).add_(solved, alpha=a - b / c)
+    return x
+
+
+def _weigh(least: float) -> tuple[float, float, float, float]:
+    """Return a, b, c of what brings x from `least` to 1 nearest to 1, x (a + b x^2) / (1 + c x^2), and its least.
+
+    The closed form is that of Nakatsukasa, Bai and Gygi.
+    """
+    d = (4.0 * (1.0 - least**2) / least**4) ** (1.0 / 3.0)
+    root = math.sqrt(1.0 + d)
+    a = root + 0.5 * math.sqrt(8.0 - 4.0 * d + 8.0 * (2.0 - least**2) / (least**2 * root))
+    b = (a - 1.0) ** 2 / 4.0
+    c = a + b - 1.0
+    return a, b, c, least * (a + b * least**2) / (1.0 + c * least**2)
 
 
 def _norm(matrices: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
-from qmprop.muon import Muon, orthogonalize
+from qmprop.muon import Muon, multiply, orthogonalize, solve
 
 
 @pytest.mark.parametrize("shape", [(64, 192), (192, 64), (48, 48)])
@@ -28,14 +29,33 @@ def test_orthogonal_part_keeps_singular_vectors(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 40])
 @pytest.mark.parametrize("smallest", [1.0, 0.1, 0.0015])
-def test_singular_values_come_out_near_one(smallest: float, count: int) -> None:
+@pytest.mark.parametrize(("call", "least", "most"), [(multiply, 0.79, 1.21), (solve, 0.92, 1.01)])
+def test_singular_values_come_out_near_one(
+    call: Callable[[torch.Tensor], torch.Tensor], least: float, most: float, smallest: float, count: int
+) -> None:
     """However many of them are as large as the largest."""
     torch.manual_seed(0)
     left, right = (torch.linalg.qr(torch.randn(64, 64))[0] for _ in range(2))
     values = torch.cat([torch.ones(count), torch.logspace(0.0, math.log10(smallest), 64 - count)])
-    found = torch.linalg.svdvals(orthogonalize(7.0 * (left @ torch.diag(values) @ right)[None])[0])
-    assert found.min() > 0.79
-    assert found.max() < 1.21
+    found = torch.linalg.svdvals(call(7.0 * (left @ torch.diag(values) @ right)[None])[0])
+    assert found.min() > least
+    assert found.max() < most
+
+
+@pytest.mark.parametrize("call", [multiply, solve])
+@pytest.mark.parametrize("shape", [(1, 16, 16), (3, 64, 192)])
+def test_nothing_and_one_direction_are_no_trouble(
+    call: Callable[[torch.Tensor], torch.Tensor], shape: tuple[int, ...]
+) -> None:
+    assert bool((call(torch.zeros(shape)) == 0.0).all())
+    torch.manual_seed(0)
+    column, row = torch.randn(*shape[:2], 1), torch.randn(shape[0], 1, shape[2])
+    unit = column * row / (column.norm(dim=1, keepdim=True) * row.norm(dim=2, keepdim=True))
+    for size in (1e-12, 1.0, 1e12):
+        found = call(size * column * row)
+        assert bool(found.isfinite().all())
+        if size > 1e-6:
+            torch.testing.assert_close((found * unit).sum(dim=(1, 2)), torch.ones(shape[0]), atol=0.21, rtol=0.0)
 
 
 def test_steps_go_where_those_of_pytorch_go() -> None:
