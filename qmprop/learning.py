@@ -359,11 +359,11 @@ class Learner(pl.LightningModule):
             torch.set_float32_matmul_precision("high")  # TF32
         if self.device.type == "cpu" or self.peak == 0.0:
             self._measure_peak()
-        self.losses, self.started = [], time.monotonic()
         if self.device.type == "cpu":
             self._draw_geometries()
             torch.set_num_threads(1)  # the parts of a batch have the cores
             self._compile()
+        self.losses, self.started = [], time.monotonic()
 
     def training_step(self, batch: NDArray[np.int64] | Prepared, batch_index: int) -> None:
         """Find the gradients, clip, step, average."""
