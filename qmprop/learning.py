@@ -411,7 +411,7 @@ class Learner(pl.LightningModule):
         for optimizer in (rest, *muons):
             for group in optimizer.param_groups:
                 group["lr"] = rate * _REST_RATE if optimizer is rest else rate
-        steps = [rest.step, *(muon.optimizer.step for muon in muons)]  # of the first, which the trainer counts
+        steps = [rest.step, *(muon.optimizer.step for muon in muons)]  # the trainer counts those of the first
 
         def step(number: int) -> None:
             self.trainees[number].scale(factor)
