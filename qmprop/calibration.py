@@ -29,6 +29,7 @@ from qmprop.trust import (
     FARTHEST_STEP,
     FEW,
     GROUPS,
+    KEPT,
     LATENT_SIZE,
     LEVEL,
     LEVELS,
@@ -398,7 +399,8 @@ def _fit_scales(low: Traits, high: Traits, samples: Sequence[_Sample]) -> tuple[
         torch.manual_seed(0)
         network = _train_scales(traits, ratios, known)
     layers = [layer for layer in network if isinstance(layer, nn.Linear)]
-    weights = [layer.weight.detach().half().float().numpy().T.copy() for layer in layers]  # as they are kept
+    matrices = [layer.weight.detach().numpy().T.astype(KEPT) for layer in layers]  # nothing is told from more digits
+    weights = [matrix.astype(np.float32, order="C") for matrix in matrices]
     biases = [layer.bias.detach().numpy().copy() for layer in layers]
     biases[-1] += np.log(usual).astype(np.float32)
     return tuple(weights), tuple(biases)
@@ -414,7 +416,7 @@ def _train_scales(traits: torch.Tensor, ratios: torch.Tensor, known: torch.Tenso
         readout,
     )
     optimizer = torch.optim.AdamW(network.parameters(), _RATE, weight_decay=_DECAY)
-    known = known * torch.tensor([_WEIGHTS.get(key, 1.0) for key in DEFAULT_KEYS])
+    counts = known * torch.tensor([_WEIGHTS.get(key, 1.0) for key in DEFAULT_KEYS])
     batches = max(1, len(traits) // _BATCH)
     epochs = max(_EPOCHS, _FEWEST_STEPS // batches)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=epochs * batches)
@@ -423,7 +425,7 @@ def _train_scales(traits: torch.Tensor, ratios: torch.Tensor, known: torch.Tenso
             logarithms = network(traits[rows]).clamp(-8.0, 8.0)
             losses = logarithms + ratios[rows] * torch.exp(-logarithms)
             optimizer.zero_grad()
-            (losses * known[rows]).mean().backward()
+            (losses * counts[rows]).mean().backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
             schedule.step()

@@ -123,7 +123,7 @@ class _Trainees:
 
     @torch.no_grad()
     def collect(self, shares: Sequence[float], parts: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Take the gradients of the parts of a batch together; return the sum of their squares []."""
+        """Take the gradients of the parts of a batch together; return their norm []."""
         total = [parts[0][place] for place in self.places]
         if len(parts) > 1:
             torch._foreach_mul_(total, shares[0])
@@ -131,11 +131,7 @@ class _Trainees:
             torch._foreach_add_(total, [part[place] for place in self.places], alpha=share)
         for parameter, gradient in zip(self.parameters, total, strict=True):
             parameter.grad = gradient
-        return torch.stack(torch._foreach_norm(total)).square().sum()
-
-    def scale(self, factor: Tensor) -> None:
-        """Multiply the gradients."""
-        torch._foreach_mul_([own.grad for own in self.parameters if own.grad is not None], factor)
+        return nn.utils.get_total_norm(total, foreach=True)
 
     @torch.no_grad()
     def average(self, decay: float) -> None:
@@ -295,6 +291,7 @@ class Learner(pl.LightningModule):
         self.pool = ThreadPoolExecutor(self.threads, initializer=prepare_thread)
         self.history: list[EpochResult] = []
         self.losses: list[Tensor] = []
+        self.trainees: list[_Trainees] = []
         self.started = 0.0
         self.operations = self.peak = 0.0
         self.find_loss: Callable[..., Tensor] = find_loss
@@ -372,9 +369,8 @@ class Learner(pl.LightningModule):
             shares, parts = [1.0], [gradients]
         else:
             loss, shares, parts = self._gather(batch)
-        squares = self._spread(lambda trainees: trainees.collect(shares, parts), self.trainees)
-        factor = (self.config.clip / torch.stack(squares).sum().sqrt().add(1e-6)).clamp(max=1.0)
-        self._step(factor)
+        norms = self._spread(lambda trainees: trainees.collect(shares, parts), self.trainees)
+        self._step(nn.utils.get_total_norm(norms))
         self.losses.append(loss)
         report = self.device.type == "cpu" or self.global_step % _STEPS_BETWEEN_REPORTS == 0
         if self.on_step_call is not None and report:
@@ -402,8 +398,8 @@ class Learner(pl.LightningModule):
         owners[np.argsort(-self.sizes[batch], kind="stable")] = places
         return [batch[owners == part] for part in range(count)]
 
-    def _step(self, factor: Tensor) -> None:
-        """Let every optimizer take its step with the gradients times a factor, each in its own thread, and average."""
+    def _step(self, norm: Tensor) -> None:
+        """Clip gradients by the norm of all, step and average, each optimizer's in its own thread."""
         optimizers = self.optimizers()
         rest, *muons = optimizers if isinstance(optimizers, list) else [optimizers]
         rate = self._rate(self.global_step)
@@ -414,7 +410,7 @@ class Learner(pl.LightningModule):
         steps = [rest.step, *(muon.optimizer.step for muon in muons)]  # the trainer counts those of the first
 
         def step(number: int) -> None:
-            self.trainees[number].scale(factor)
+            nn.utils.clip_grads_with_norm_(self.trainees[number].parameters, self.config.clip, norm, foreach=True)
             steps[number]()
             self.trainees[number].average(decay)
 

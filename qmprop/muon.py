@@ -9,6 +9,7 @@ solves equations, which takes it less time.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -144,7 +145,7 @@ def solve(matrices: Tensor) -> Tensor:
     x = (matrices / _norm(matrices)).contiguous()
     solved = torch.empty_like(x)
     squares, lower = (x.new_empty(x.shape[0], x.shape[1], x.shape[1]) for _ in range(2))
-    lower, failed = lower.mT, torch.empty(x.shape[0], dtype=torch.int32, device=x.device)
+    lower, failed = lower.mT, x.new_empty(x.shape[0], dtype=torch.int32)
     least = _LEAST
     for number in range(_SOLUTIONS):
         a, b, c, least = _weigh(least)
@@ -162,6 +163,7 @@ def solve(matrices: Tensor) -> Tensor:
     return x
 
 
+@functools.cache
 def _weigh(least: float) -> tuple[float, float, float, float]:
     """Return a, b, c of what brings x from `least` to 1 nearest to 1, x (a + b x^2) / (1 + c x^2), and its least.
 

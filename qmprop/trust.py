@@ -46,6 +46,8 @@ REACH: Final = 5.0
 #: Latent coordinates are kept in whole steps from -32 to 31: six bits each, four in three bytes.
 FARTHEST_STEP: Final = 31
 _ZERO: Final = 32
+#: How files keep the matrices of the error scale.
+KEPT: Final = np.float16
 _BLOCK: Final = 256  # molecules whose distances are found at once
 _LARGEST_LOG: Final = 12.0
 _NAMED: Final = 4  # atoms
@@ -265,7 +267,7 @@ class Trust:
         arrays["keys"] = arrays["keys"].view(np.int64)  # which every reader of safetensors knows
         arrays |= {name: getattr(self, name).view(np.int64) for name in ("surroundings", "listed")}
         for number, (matrix, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            arrays |= {f"weight{number}": matrix.astype(np.float16), f"bias{number}": bias}
+            arrays |= {f"weight{number}": matrix.astype(KEPT), f"bias{number}": bias}
         return arrays | {f"limits.{name}": array for name, array in self.limits.to_arrays().items()}
 
     @classmethod
@@ -356,7 +358,7 @@ def _shapes(
         "keys": ((count,), np.int64),
     }
     for number, (rows, columns) in enumerate(itertools.pairwise((traits, width, width, outputs))):
-        shapes[f"weight{number}"] = ((rows, columns), np.float16)
+        shapes[f"weight{number}"] = ((rows, columns), KEPT)
         shapes[f"bias{number}"] = ((columns,), np.float32)
     return shapes
 
