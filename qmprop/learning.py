@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -21,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Sampler
 from torch.utils.flop_counter import FlopCounterMode
 
 from qmprop.auxiliary import Auxiliary
@@ -56,7 +57,7 @@ _TOLERANCES: Final = (0.03, 0.005)
 _MUONS: Final = 2
 #: How a checkpoint lays out the state of the optimizers; another one cannot be resumed.
 _LAYOUT: Final = 2
-#: Batches that wait for a GPU, and steps after which it tells its loss, for which it has to be waited for.
+#: Batches made ready ahead, and steps after which a GPU tells its loss, for which it has to be waited for.
 _STEPS_AHEAD: Final = 4
 _STEPS_BETWEEN_REPORTS: Final = 50
 #: Spread of charges (e) and modes below which there is nothing to learn.
@@ -89,6 +90,18 @@ class Prepared(NamedTuple):
     minima: Tensor
     charges: Tensor
     modes: Tensor
+
+
+class Part(NamedTuple):
+    """What one thread takes of a batch.
+
+    Attributes:
+        rows: Positions of its molecules in the training split [M].
+        prepared: What a step needs of them.
+    """
+
+    rows: NDArray[np.int64]
+    prepared: Prepared
 
 
 class Readouts(nn.Module):
@@ -124,11 +137,10 @@ class _Trainees:
     @torch.no_grad()
     def collect(self, shares: Sequence[float], parts: Sequence[Sequence[Tensor]]) -> Tensor:
         """Take the gradients of the parts of a batch together; return their norm []."""
-        total = [parts[0][place] for place in self.places]
-        if len(parts) > 1:
-            torch._foreach_mul_(total, shares[0])
+        total, taken = [parts[0][place] for place in self.places], shares[0]
         for share, part in zip(shares[1:], parts[1:], strict=True):
-            torch._foreach_add_(total, [part[place] for place in self.places], alpha=share)
+            taken += share
+            torch._foreach_lerp_(total, [part[place] for place in self.places], share / taken)
         for parameter, gradient in zip(self.parameters, total, strict=True):
             parameter.grad = gradient
         return nn.utils.get_total_norm(total, foreach=True)
@@ -166,13 +178,6 @@ class EpochResult:
     seconds_left: float
 
 
-class _Indices(Dataset[NDArray[np.int64]]):
-    """Hands the sampler's batches of indices on; the molecules themselves are looked up where they are used."""
-
-    def __getitem__(self, batch: NDArray[np.int64]) -> NDArray[np.int64]:
-        return batch
-
-
 class Batches(Sampler[NDArray[np.int64]]):
     """Batches of positions in the training split, in an order that depends on seed and epoch only."""
 
@@ -192,7 +197,7 @@ class Batches(Sampler[NDArray[np.int64]]):
 
 
 class Ahead:
-    """Batches made ready in threads a few steps ahead of a device that must not wait for them.
+    """Batches made ready in another thread a few steps ahead, so that the step does not wait for them.
 
     Args:
         sampler: Batches of indices; the trainer tells it the epoch.
@@ -205,7 +210,7 @@ class Ahead:
         self,
         sampler: Batches,
         begin: Callable[[], None],
-        prepare: Callable[[NDArray[np.int64]], Prepared],
+        prepare: Callable[[NDArray[np.int64]], list[Part]],
         pool: ThreadPoolExecutor,
     ) -> None:
         self.sampler, self.begin, self.prepare, self.pool = sampler, begin, prepare, pool
@@ -213,9 +218,9 @@ class Ahead:
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __iter__(self) -> Iterator[Prepared]:
+    def __iter__(self) -> Iterator[list[Part]]:
         self.begin()
-        waiting: deque[Future[Prepared]] = deque()
+        waiting: deque[Future[list[Part]]] = deque()
         for batch in self.sampler:
             waiting.append(self.pool.submit(self.prepare, batch))
             if len(waiting) > _STEPS_AHEAD:
@@ -289,6 +294,7 @@ class Learner(pl.LightningModule):
         self.batches = Batches(self.repeated, config.batch_size, config.seed)
         self.threads = torch.get_num_threads()
         self.pool = ThreadPoolExecutor(self.threads, initializer=prepare_thread)
+        self.helper = ThreadPoolExecutor(1, initializer=prepare_thread)
         self.history: list[EpochResult] = []
         self.losses: list[Tensor] = []
         self.trainees: list[_Trainees] = []
@@ -307,11 +313,9 @@ class Learner(pl.LightningModule):
         """The last finished epoch."""
         return self.history[-1] if self.history else None
 
-    def train_dataloader(self) -> DataLoader[NDArray[np.int64]] | Ahead:
-        """Index batches on a CPU, where graphs are built in the threads of the step; whole batches ahead elsewhere."""
-        if self.device.type == "cpu":
-            return DataLoader(_Indices(), batch_size=None, sampler=self.batches, collate_fn=_keep)
-        return Ahead(self.batches, self._draw_geometries, self._prepare, self.pool)
+    def train_dataloader(self) -> Ahead:
+        """Batches whose graphs are built beside the steps before."""
+        return Ahead(self.batches, self._draw_geometries, self._prepare, self.helper)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_index: int) -> Any:
         """Leave batches as they are: the step moves what it needs."""
@@ -357,38 +361,40 @@ class Learner(pl.LightningModule):
         if self.device.type == "cpu" or self.peak == 0.0:
             self._measure_peak()
         if self.device.type == "cpu":
-            self._draw_geometries()
             torch.set_num_threads(1)  # the parts of a batch have the cores
             self._compile()
         self.losses, self.started = [], time.monotonic()
 
-    def training_step(self, batch: NDArray[np.int64] | Prepared, batch_index: int) -> None:
+    def training_step(self, parts: list[Part], batch_index: int) -> None:
         """Find the gradients, clip, step, average."""
-        if isinstance(batch, tuple):
-            loss, gradients = self._differentiate(batch)
-            shares, parts = [1.0], [gradients]
-        else:
-            loss, shares, parts = self._gather(batch)
-        norms = self._spread(lambda trainees: trainees.collect(shares, parts), self.trainees)
+        losses, gradients = zip(*self._spread(lambda part: self._differentiate(part.prepared), parts), strict=True)
+        sizes = [len(part.rows) for part in parts]
+        shares = [size / sum(sizes) for size in sizes]
+        loss = torch.stack([own * share for own, share in zip(losses, shares, strict=True)]).sum()
+        on_cpu = self.device.type == "cpu"  # elsewhere, looking at the loss would have to wait for it
+        if on_cpu and not torch.isfinite(loss):
+            self._stop(parts, losses)
+        norms = self._spread(lambda trainees: trainees.collect(shares, gradients), self.trainees)
         self._step(nn.utils.get_total_norm(norms))
         self.losses.append(loss)
-        report = self.device.type == "cpu" or self.global_step % _STEPS_BETWEEN_REPORTS == 0
+        report = on_cpu or self.global_step % _STEPS_BETWEEN_REPORTS == 0
         if self.on_step_call is not None and report:
             self.on_step_call(self.global_step, len(self.batches) * self.config.epochs, float(loss))
-
-    def _gather(self, batch: NDArray[np.int64]) -> tuple[Tensor, list[float], list[tuple[Tensor, ...]]]:
-        """Return the loss of a batch whose parts go to one thread each, their shares of it and their gradients."""
-        parts = self._deal(batch, min(self.workers, -(-len(batch) // _PART_SIZE)))
-        results = self._spread(self._gradients, parts)
-        shares = [len(part) / len(batch) for part in parts]
-        loss = torch.stack([result[0] * share for result, share in zip(results, shares, strict=True)]).sum()
-        if not torch.isfinite(loss):
-            self._stop(parts, [result[0] for result in results])
-        return loss, shares, [result[1] for result in results]
 
     def _spread(self, call: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
         """Call for each of the items, in threads where there are several."""
         return list((self.pool.map if self.workers > 1 and len(items) > 1 else map)(call, items))
+
+    def _prepare(self, batch: NDArray[np.int64]) -> list[Part]:
+        """Look up a batch in parts that go to one thread each, in memory from which a GPU can fetch it by itself."""
+        parts = self._deal(batch, min(self.workers, -(-len(batch) // _PART_SIZE)))
+        if self.device.type != "cuda":
+            return [Part(rows, self._look_up(rows)) for rows in parts]
+        pinned = []
+        for rows in parts:
+            graph, *targets = self._look_up(rows)
+            pinned.append(Part(rows, Prepared(graph.pin(), *(target.pin_memory() for target in targets))))
+        return pinned
 
     def _deal(self, batch: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
         """Return a batch in parts with about as many atoms each, as the step waits for the slowest."""
@@ -416,7 +422,7 @@ class Learner(pl.LightningModule):
 
         self._spread(step, range(len(steps))[::-1])  # what takes long first
 
-    @property
+    @cached_property
     def trained(self) -> list[nn.Parameter]:
         """All parameters that have gradients."""
         used = [self.readouts.charges] * bool(self.charges.numel()) + [self.readouts.modes] * bool(self.modes.numel())
@@ -504,14 +510,6 @@ class Learner(pl.LightningModule):
         loss = self._loss(Prepared(graph.to(self.device), *moved))
         return loss.detach(), torch.autograd.grad(loss, self.trained)
 
-    def _prepare(self, batch: NDArray[np.int64]) -> Prepared:
-        """Look up a batch, in memory from which a GPU can fetch it by itself."""
-        prepared = self._look_up(batch)
-        if self.device.type != "cuda":
-            return prepared
-        graph, *targets = prepared
-        return Prepared(graph.pin(), *(target.pin_memory() for target in targets))
-
     def _draw_geometries(self) -> None:
         """Choose the geometry of every molecule for this epoch: DFT's, a cheaper one, or a jittered one between."""
         rng = np.random.default_rng([self.config.seed, self.batches.epoch, 1])
@@ -560,9 +558,9 @@ class Learner(pl.LightningModule):
         model = Model(copy.deepcopy(self.averaged), self.baseline, device=self.device)
         return {key: errors.mae for key, errors in measure(model, molecules).items()}
 
-    def _stop(self, parts: list[NDArray[np.int64]], losses: list[Tensor]) -> None:
+    def _stop(self, parts: list[Part], losses: Sequence[Tensor]) -> None:
         """Name the molecules of a batch whose loss is not finite."""
-        bad = np.concatenate([part for part, loss in zip(parts, losses, strict=True) if not torch.isfinite(loss)])
+        bad = np.concatenate([part.rows for part, loss in zip(parts, losses, strict=True) if not torch.isfinite(loss)])
         graph, labels = self._look_up(bad)[:2]
         with torch.no_grad():
             finite = torch.isfinite(self.network(*graph.arguments())[0] - labels).all(dim=1).cpu().numpy()
@@ -674,11 +672,6 @@ def _repeat(molecules: Molecules) -> NDArray[np.int64]:
     counts = np.maximum(np.bincount(sizes), 1)
     times = np.clip(_SIZE_SHARE * len(molecules) / counts, 1, _MOST_REPEATS).astype(np.int64)
     return np.repeat(np.arange(len(molecules)), times[sizes])
-
-
-def _keep(batch: Any) -> Any:
-    """Leave a batch of indices as it is, where the loader would make a tensor of it."""
-    return batch
 
 
 def _measure_matmul(device: torch.device) -> float:

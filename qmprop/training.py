@@ -174,7 +174,8 @@ def _run(module: Learner, folder: Path, device: torch.device, resume: bool) -> N
             raise
         finally:
             torch.set_num_threads(module.threads)
-            module.pool.shutdown(cancel_futures=True)
+            for pool in (module.helper, module.pool):
+                pool.shutdown(cancel_futures=True)
 
 
 def _open_log(folder: Path) -> CSVLogger:

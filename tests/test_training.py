@@ -478,20 +478,6 @@ def test_batches_made_ahead_are_those_of_the_sampler_in_their_order() -> None:
             list(failing)
 
 
-def test_batches_made_ahead_train_the_same_network(
-    finished: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """As they are made for a GPU, here on the CPU."""
-
-    def make_ahead(module: learning.Learner) -> learning.Ahead:
-        return learning.Ahead(module.batches, module._draw_geometries, module._prepare, module.pool)
-
-    monkeypatch.setattr(learning.Learner, "train_dataloader", make_ahead)
-    ahead = load_file(run(tmp_path).result.weights)
-    for key, tensor in load_file(finished.result.weights).items():
-        torch.testing.assert_close(ahead[key], tensor, rtol=0.0, atol=1e-6, msg=key)
-
-
 def test_a_run_starts_from_given_weights(finished: Run, tmp_path: Path) -> None:
     weights, limited = finished.result.weights, dataclasses.replace(CONFIG, epochs=1, lr=1e-9, limit=10)
     config = dataclasses.replace(limited, start=str(weights))
@@ -791,7 +777,7 @@ def test_a_step_takes_the_mean_gradients_of_its_parts_clipped(
     norm = float(torch.nn.utils.get_total_norm(expected))
     assert 0.2 < norm < 1e5
     before = [weights.clone() for weights in module.averaged.parameters()]
-    module.training_step(batch, 0)
+    module.training_step(module._prepare(batch), 0)
     for own, gradient in zip(module.trained, expected, strict=True):
         torch.testing.assert_close(own.grad, gradient * min(1.0, clip / norm), rtol=1e-3, atol=1e-5)
     for old, now, own in zip(before, module.averaged.parameters(), module.network.parameters(), strict=True):
