@@ -91,6 +91,16 @@ class Prepared(NamedTuple):
     charges: Tensor
     modes: Tensor
 
+    def pin(self) -> Prepared:
+        """Return the same in memory from which a GPU can fetch it by itself."""
+        graph, *targets = self
+        return Prepared(graph.pin(), *(target.pin_memory() for target in targets))
+
+    def to(self, device: torch.device) -> Prepared:
+        """Return the same on a device."""
+        graph, *targets = self
+        return Prepared(graph.to(device), *(target.to(device, non_blocking=True) for target in targets))
+
 
 class Part(NamedTuple):
     """What one thread takes of a batch.
@@ -386,15 +396,12 @@ class Learner(pl.LightningModule):
         return list((self.pool.map if self.workers > 1 and len(items) > 1 else map)(call, items))
 
     def _prepare(self, batch: NDArray[np.int64]) -> list[Part]:
-        """Look up a batch in parts that go to one thread each, in memory from which a GPU can fetch it by itself."""
+        """Look up a batch in parts that go to one thread each."""
         parts = self._deal(batch, min(self.workers, -(-len(batch) // _PART_SIZE)))
-        if self.device.type != "cuda":
-            return [Part(rows, self._look_up(rows)) for rows in parts]
-        pinned = []
-        for rows in parts:
-            graph, *targets = self._look_up(rows)
-            pinned.append(Part(rows, Prepared(graph.pin(), *(target.pin_memory() for target in targets))))
-        return pinned
+        looked_up = [self._look_up(rows) for rows in parts]
+        if self.device.type == "cuda":
+            looked_up = [prepared.pin() for prepared in looked_up]
+        return [Part(rows, prepared) for rows, prepared in zip(parts, looked_up, strict=True)]
 
     def _deal(self, batch: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
         """Return a batch in parts with about as many atoms each, as the step waits for the slowest."""
@@ -505,9 +512,7 @@ class Learner(pl.LightningModule):
         return self._differentiate(self._look_up(batch))
 
     def _differentiate(self, prepared: Prepared) -> tuple[Tensor, tuple[Tensor, ...]]:
-        graph, *targets = prepared
-        moved = (target.to(self.device, non_blocking=True) for target in targets)
-        loss = self._loss(Prepared(graph.to(self.device), *moved))
+        loss = self._loss(prepared.to(self.device))
         return loss.detach(), torch.autograd.grad(loss, self.trained)
 
     def _draw_geometries(self) -> None:

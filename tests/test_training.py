@@ -478,6 +478,16 @@ def test_batches_made_ahead_are_those_of_the_sampler_in_their_order() -> None:
             list(failing)
 
 
+def test_batches_made_ahead_train_the_same_network(
+    finished: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As those that are made when they are asked for."""
+    monkeypatch.setattr(learning, "_STEPS_AHEAD", 0)
+    unhurried = load_file(run(tmp_path).result.weights)
+    for key, tensor in load_file(finished.result.weights).items():
+        torch.testing.assert_close(unhurried[key], tensor, rtol=0.0, atol=1e-6, msg=key)
+
+
 def test_a_run_starts_from_given_weights(finished: Run, tmp_path: Path) -> None:
     weights, limited = finished.result.weights, dataclasses.replace(CONFIG, epochs=1, lr=1e-9, limit=10)
     config = dataclasses.replace(limited, start=str(weights))
